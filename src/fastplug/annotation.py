@@ -1,0 +1,422 @@
+"""What a parameter, a result or a field may be: an annotation becomes a tree of ``TypeNode``.
+
+The table of what is understood is docs/wire.md, "Annotations". Everything else is refused with ConfigError when the interface
+is declared, because a value that nobody can carry is better found there than in the middle of a pipeline.
+
+numpy, msgspec, decimal, uuid and datetime are never imported here: an annotation that names one of their classes proves that
+whoever wrote it has imported them, so ``sys.modules`` is enough.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
+
+from fastplug.errors import ConfigError
+
+__all__ = ["MISSING", "FieldNode", "Kind", "Missing", "TypeNode", "resolve"]
+
+# The codec refuses a value nested deeper than this (docs/wire.md, "Values"); a type that only such values have is a mistake.
+DEPTH_LIMIT = 64
+
+
+class Missing(enum.Enum):
+    """The type of ``MISSING``: there is no default (None is one)."""
+
+    MISSING = "MISSING"
+
+
+MISSING: Final[Literal[Missing.MISSING]] = Missing.MISSING
+
+
+class Kind(enum.IntEnum):
+    """What a value is. The numbers are shared with the compiled codec; they never travel."""
+
+    NONE = 0
+    BOOL = 1
+    INT = 2
+    FLOAT = 3
+    COMPLEX = 4
+    STR = 5
+    BYTES = 6
+    LIST = 7
+    TUPLE = 8  # of fixed length
+    SEQUENCE = 9  # tuple[T, ...]
+    DICT = 10
+    DATETIME = 11
+    DATE = 12
+    TIMEDELTA = 13
+    DECIMAL = 14
+    UUID = 15
+    ENUM = 16
+    OPTIONAL = 17
+    STRUCT = 18  # a dataclass or a msgspec.Struct
+    ARRAY = 19
+
+
+class FieldNode:
+    """One field of a struct: its ``name``, its type ``node``, and ``default``: MISSING, or a callable that makes the default."""
+
+    __slots__ = ("default", "name", "node")
+
+    def __init__(self, name: str, node: TypeNode, default: Callable[[], Any] | Missing = MISSING) -> None:
+        self.name = name
+        self.node = node
+        self.default = default
+
+
+class TypeNode:
+    """One resolved type. Compared by identity; a recursive dataclass is a cycle of nodes.
+
+    ``args``: element (LIST, SEQUENCE), elements (TUPLE), key and value (DICT), what is optional (OPTIONAL). ``cls``: the class
+    of an ENUM or STRUCT. ``fields``: of a STRUCT, in order of declaration. ``dtype``: of an ARRAY, numpy's name ("float64");
+    None stands for every dtype that travels.
+    """
+
+    __slots__ = ("args", "cls", "dtype", "fields", "kind")
+
+    def __init__(self, kind: Kind, args: tuple[TypeNode, ...] = (), *, cls: type | None = None, dtype: str | None = None) -> None:
+        self.kind = kind
+        self.args = args
+        self.cls = cls
+        self.fields: tuple[FieldNode, ...] = ()
+        self.dtype = dtype
+
+    def __repr__(self) -> str:
+        told = self.cls.__name__ if self.cls else self.dtype or ", ".join(map(repr, self.args))
+        return f"<{self.kind.name}{' ' + told if told else ''}>"
+
+
+# (module, qualified name) of the classes that stand for themselves.
+_PLAIN = {
+    ("builtins", "NoneType"): Kind.NONE,
+    ("builtins", "bool"): Kind.BOOL,
+    ("builtins", "int"): Kind.INT,
+    ("builtins", "float"): Kind.FLOAT,
+    ("builtins", "complex"): Kind.COMPLEX,
+    ("builtins", "str"): Kind.STR,
+    ("builtins", "bytes"): Kind.BYTES,
+    ("datetime", "datetime"): Kind.DATETIME,
+    ("datetime", "date"): Kind.DATE,
+    ("datetime", "timedelta"): Kind.TIMEDELTA,
+    ("decimal", "Decimal"): Kind.DECIMAL,
+    ("uuid", "UUID"): Kind.UUID,
+}
+
+# A key must be hashable whatever its value; a dataclass can only tell once it has one.
+_KEY_KINDS = frozenset(
+    {
+        Kind.NONE,
+        Kind.BOOL,
+        Kind.INT,
+        Kind.FLOAT,
+        Kind.COMPLEX,
+        Kind.STR,
+        Kind.BYTES,
+        Kind.DATETIME,
+        Kind.DATE,
+        Kind.TIMEDELTA,
+        Kind.DECIMAL,
+        Kind.UUID,
+        Kind.ENUM,
+    }
+)
+
+_STREAM = "streams are not supported yet; return a list[...]"
+_CALLBACK = "callbacks are not supported yet; return what the callback would be told"
+_USE_LIST = "write list[...] (or tuple[T, ...]) instead"
+_USE_DICT = "write dict[K, V] instead"
+_USE_DATACLASS = "write a dataclass instead"
+_CONCRETE = "write a dataclass whose fields have their own types"
+
+# What to write instead, by the name of the class or special form; the first that fits in the MRO counts.
+_INSTEAD = {
+    "list": "say what it holds: list[int], list[float], ...",
+    "tuple": "say what it holds: tuple[int, str] or tuple[int, ...]",
+    "dict": "say what it holds: dict[str, int], ...",
+    "Callable": _CALLBACK,
+    "Iterator": _STREAM,
+    "Generator": _STREAM,
+    "AsyncIterator": _STREAM,
+    "AsyncIterable": _STREAM,
+    "AsyncGenerator": _STREAM,
+    "Awaitable": "declare the method with its plain result",
+    "Coroutine": "declare the method with its plain result",
+    "Mapping": _USE_DICT,
+    "MutableMapping": _USE_DICT,
+    "Sequence": _USE_LIST,
+    "MutableSequence": _USE_LIST,
+    "Iterable": _USE_LIST,
+    "Collection": _USE_LIST,
+    "Set": _USE_LIST,
+    "MutableSet": _USE_LIST,
+    "set": _USE_LIST,
+    "frozenset": _USE_LIST,
+    "deque": _USE_LIST,
+    "bytearray": "write bytes instead",
+    "memoryview": "write bytes or an array instead",
+    "ByteString": "write bytes instead",
+    "Literal": "write an Enum, or the plain type of the values, instead",
+    "Any": "name one type: values are checked and carried by their declared type",
+    "object": "name one type: values are checked and carried by their declared type",
+    "MaskedArray": "send the data and the mask as two arrays",
+    "ndarray": "write npt.NDArray[...] instead",
+}
+
+_FALLBACK = "use a type of the table in docs/wire.md; for a structure of your own, a dataclass"
+
+
+def resolve(
+    annotation: Any,
+    *,
+    where: str,
+    globalns: dict[str, Any] | None = None,
+    localns: Mapping[str, Any] | None = None,
+    memo: dict[type, TypeNode] | None = None,
+) -> TypeNode:
+    """The type that ``annotation`` stands for.
+
+    Args: ``where`` names interface, method and parameter, for error texts; ``globalns`` and ``localns`` give meaning to names
+    in quotes; ``memo`` keeps one node per dataclass, Struct and Enum over several calls. Raises ConfigError. Thread-safe unless
+    ``memo`` is shared.
+    """
+    return _Resolver(globalns or {}, localns or {}, {} if memo is None else memo).node(annotation, where, 0)
+
+
+class _Resolver:
+    """One run of ``resolve``: the names in reach, and the classes that have been met."""
+
+    __slots__ = ("globalns", "localns", "memo")
+
+    def __init__(self, globalns: dict[str, Any], localns: Mapping[str, Any], memo: dict[type, TypeNode]) -> None:
+        self.globalns = globalns
+        self.localns = localns
+        self.memo = memo
+
+    def node(self, annotation: Any, where: str, depth: int) -> TypeNode:
+        if depth > DEPTH_LIMIT:
+            raise ConfigError(f"{where}: types nested more than {DEPTH_LIMIT} deep; flatten them, or make a recursive alias a dataclass")
+        annotation = self._unwrapped(annotation, where)
+        origin = typing.get_origin(annotation)
+        if origin is typing.Union or origin is types.UnionType:
+            return self._optional(annotation, where, depth)
+        if origin is not None:
+            return self._generic(annotation, origin, where, depth)
+        if isinstance(annotation, type):
+            return self._class(annotation, where, depth)
+        raise _refusal(annotation, where)
+
+    def _unwrapped(self, annotation: Any, where: str) -> Any:
+        """Without what only gives a type another name: quotes, Annotated, NewType, aliases. None is its type."""
+        for _ in range(DEPTH_LIMIT):
+            if annotation is None:
+                return type(None)
+            if isinstance(annotation, typing.ForwardRef):
+                annotation = annotation.__forward_arg__
+            if isinstance(annotation, str):
+                annotation = self._evaluated(annotation, where)
+            elif typing.get_origin(annotation) is typing.Annotated:
+                annotation = annotation.__origin__
+            elif isinstance(annotation, typing.NewType):
+                annotation = annotation.__supertype__
+            elif _is_alias(annotation):
+                annotation = annotation.__value__
+            elif _is_alias(typing.get_origin(annotation)):
+                annotation = _substituted(annotation)
+            else:
+                return annotation
+        raise ConfigError(f"{where}: {annotation!r} is an alias of itself; name a type")
+
+    def _evaluated(self, text: str, where: str) -> Any:
+        try:
+            return eval(text, self.globalns, self.localns)  # as typing.get_type_hints does: it is the author's own source
+        except NameError as error:
+            raise ConfigError(
+                f"{where}: {text!r} cannot be resolved: {error}. Define or import it before the interface, not only under TYPE_CHECKING"
+            ) from error
+        except Exception as error:
+            raise ConfigError(f"{where}: {text!r} is no type: {type(error).__name__}: {error}") from error
+
+    def _optional(self, annotation: Any, where: str, depth: int) -> TypeNode:
+        members = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
+        if len(members) != 1 or len(typing.get_args(annotation)) == 1:
+            raise _refusal(annotation, where, "is a choice of several types", "name one, or a dataclass with an optional field each")
+        inner = self.node(members[0], where, depth + 1)
+        return inner if inner.kind in (Kind.OPTIONAL, Kind.NONE) else TypeNode(Kind.OPTIONAL, (inner,))
+
+    def _generic(self, annotation: Any, origin: Any, where: str, depth: int) -> TypeNode:
+        args = typing.get_args(annotation)
+        if origin is list and len(args) == 1:
+            return TypeNode(Kind.LIST, (self.node(args[0], where, depth + 1),))
+        # typing.Tuple without arguments has the same origin and no arguments as tuple[()]; only the latter is a GenericAlias of its own
+        if origin is tuple and annotation is not typing.Tuple:  # noqa: UP006
+            if len(args) == 2 and args[1] is Ellipsis:
+                return TypeNode(Kind.SEQUENCE, (self.node(args[0], where, depth + 1),))
+            return TypeNode(Kind.TUPLE, tuple(self.node(arg, where, depth + 1) for arg in args))
+        if origin is dict and len(args) == 2:
+            return self._dict(annotation, args, where, depth)
+        if origin is _loaded("numpy", "ndarray"):
+            return TypeNode(Kind.ARRAY, dtype=_dtype(annotation, args, where))
+        if _is_struct(origin):
+            raise _refusal(annotation, where, "is generic", _CONCRETE)
+        raise _refusal(annotation, where)
+
+    def _dict(self, annotation: Any, args: tuple[Any, ...], where: str, depth: int) -> TypeNode:
+        key, value = (self.node(arg, where, depth + 1) for arg in args)
+        if not _is_key(key):
+            raise _refusal(annotation, where, "has keys that may not be hashable", "use str, int, an Enum or a tuple of such as key")
+        return TypeNode(Kind.DICT, (key, value))
+
+    def _class(self, cls: type, where: str, depth: int) -> TypeNode:
+        if cls in self.memo:
+            return self.memo[cls]
+        place = (cls.__module__, cls.__qualname__)
+        kind = _PLAIN.get(place)
+        if kind is not None and (cls is type(None) or cls is _loaded(*place)):
+            return TypeNode(kind)
+        if issubclass(cls, enum.Enum):
+            if not cls.__members__:
+                raise _refusal(cls, where, "has no members", "name an Enum that has some")
+            return self.memo.setdefault(cls, TypeNode(Kind.ENUM, cls=cls))
+        if cls is _loaded("numpy", "ndarray"):
+            return TypeNode(Kind.ARRAY)
+        if _is_struct(cls):
+            return self._struct(cls, where, depth)
+        raise _refusal(cls, where)
+
+    def _struct(self, cls: type, where: str, depth: int) -> TypeNode:
+        if getattr(cls, "__parameters__", ()):
+            raise _refusal(cls, where, "is generic", _CONCRETE)
+        node = self.memo[cls] = TypeNode(Kind.STRUCT, cls=cls)
+        fields = []
+        for name, default in (_dataclass_fields if hasattr(cls, "__dataclass_fields__") else _msgspec_fields)(cls, where):
+            owner = next(base for base in cls.__mro__ if name in vars(base).get("__annotations__", ()))
+            inside = f"{where}, field {cls.__name__}.{name}"
+            fields.append(FieldNode(name, self._names_of(owner, cls).node(owner.__annotations__[name], inside, depth + 1), default))
+        node.fields = tuple(fields)
+        return node
+
+    def _names_of(self, owner: type, cls: type) -> _Resolver:
+        """The names that quotes in the body of class ``owner`` may mean: its own, its module's, and ours if we are in that module."""
+        globalns = vars(sys.modules[owner.__module__]) if owner.__module__ in sys.modules else {}
+        nearby = self.localns if globalns is self.globalns else {}
+        return _Resolver(globalns, {**nearby, cls.__name__: cls, owner.__name__: owner}, self.memo)
+
+
+def _loaded(module: str, name: str) -> Any:
+    """``module.name`` if somebody has imported the module, else a fresh object that nothing is identical to."""
+    return getattr(sys.modules.get(module), name, object())
+
+
+def _is_alias(annotation: Any) -> bool:
+    """Made by the ``type`` statement (3.12), or by typing_extensions.TypeAliasType before."""
+    kinds = (_loaded("typing", "TypeAliasType"), _loaded("typing_extensions", "TypeAliasType"))
+    return any(isinstance(kind, type) and isinstance(annotation, kind) for kind in kinds)
+
+
+def _substituted(annotation: Any) -> Any:
+    """``Pair[int]`` for ``type Pair[T] = tuple[T, T]``."""
+    alias = typing.get_origin(annotation)
+    given = dict(zip(alias.__type_params__, typing.get_args(annotation), strict=False))
+    free = getattr(alias.__value__, "__parameters__", ())
+    return alias.__value__[tuple(given.get(name, name) for name in free)] if free else alias.__value__
+
+
+def _is_struct(cls: Any) -> bool:
+    struct = _loaded("msgspec", "Struct")
+    return isinstance(cls, type) and (hasattr(cls, "__dataclass_fields__") or (isinstance(struct, type) and issubclass(cls, struct)))
+
+
+def _is_key(node: TypeNode) -> bool:
+    if node.kind in (Kind.TUPLE, Kind.SEQUENCE, Kind.OPTIONAL):
+        return all(map(_is_key, node.args))
+    return node.kind in _KEY_KINDS
+
+
+_Fields = list[tuple[str, Callable[[], Any] | Missing]]
+
+
+def _constant(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+def _dataclass_fields(cls: Any, where: str) -> _Fields:
+    import dataclasses
+
+    # dataclasses keeps InitVar pseudo-fields beside the real ones and has no public name for the difference.
+    init_var = getattr(dataclasses, "_FIELD_INITVAR", MISSING)
+    for field in cls.__dataclass_fields__.values():
+        if getattr(field, "_field_type", None) is init_var:
+            raise ConfigError(f"{where}: {cls.__name__}.{field.name} is an InitVar, which no object keeps; make it a field")
+    found: _Fields = []
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            raise ConfigError(f"{where}: {cls.__name__}.{field.name} has init=False and would be lost; make it a property, or an argument")
+        if field.default is not dataclasses.MISSING:
+            found.append((field.name, _constant(field.default)))
+        else:
+            found.append((field.name, MISSING if field.default_factory is dataclasses.MISSING else field.default_factory))
+    return found
+
+
+def _msgspec_fields(cls: Any, _where: str) -> _Fields:
+    # Not msgspec.structs.fields(): it evaluates every annotation in the module's names and fails for classes local to a function.
+    names = cls.__struct_fields__
+    no_default = sys.modules["msgspec"].NODEFAULT
+    defaults = (no_default,) * (len(names) - len(cls.__struct_defaults__)) + cls.__struct_defaults__
+    found: _Fields = []
+    for name, default in zip(names, defaults, strict=True):
+        if default is no_default:
+            found.append((name, MISSING))
+        else:  # msgspec wraps factories in a private class; a plain default has no such attribute of that class
+            is_factory = type(default).__name__ == "Factory" and type(default).__module__.startswith("msgspec")
+            found.append((name, default.factory if is_factory else _constant(default)))
+    return found
+
+
+def _dtype(annotation: Any, args: tuple[Any, ...], where: str) -> str | None:
+    """numpy's name of the dtype in ``ndarray[shape, dtype[scalar]]``; None for any. The shape is not looked at."""
+    import numpy as np  # loaded already: the annotation is numpy's own class
+
+    declared = args[1] if len(args) > 1 else Any
+    scalar = next(iter(typing.get_args(declared)), Any) if declared is not np.dtype else Any
+    # The bare npt.NDArray holds numpy's own type variable.
+    if scalar in (Any, np.generic) or (isinstance(scalar, typing.TypeVar) and scalar.__module__.startswith("numpy")):
+        return None
+    concrete = any(scalar is known for known in np.sctypeDict.values())  # np.floating and the like are not in it
+    if not concrete or np.dtype(scalar).kind not in "biufc":
+        raise _refusal(
+            annotation, where, "is no array of bool, integers, floats or complex numbers", "name np.float64, np.int32, ... or Any"
+        )
+    return np.dtype(scalar).name
+
+
+def _shown(annotation: Any) -> str:
+    return annotation.__qualname__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+
+
+def _refusal(annotation: Any, where: str, why: str = "cannot be carried to a plugin", instead: str | None = None) -> ConfigError:
+    return ConfigError(f"{where}: {_shown(annotation)} {why}; {instead or _instead(annotation)}")
+
+
+def _instead(annotation: Any) -> str:
+    if isinstance(annotation, typing.TypeVar | typing.ParamSpec):
+        return "an interface has no type parameters; name the type itself"
+    origin = typing.get_origin(annotation) or annotation
+    if not isinstance(origin, type):
+        return _INSTEAD.get(getattr(origin, "__name__", None) or str(origin).rpartition(".")[2], _FALLBACK)
+    if typing.is_typeddict(origin) or hasattr(origin, "_fields"):
+        return _USE_DATACLASS
+    numpy_scalar = _loaded("numpy", "generic")
+    if isinstance(numpy_scalar, type) and issubclass(origin, numpy_scalar):
+        return "write bool, int, float or complex instead (numpy scalars are accepted for them)"
+    for base in origin.__mro__[:-1]:
+        if base is not origin and (base.__module__, base.__qualname__) in _PLAIN:
+            return f"a subclass would not arrive as itself; write {base.__name__} instead"
+        if base.__name__ in _INSTEAD:
+            return _INSTEAD[base.__name__]
+    return _INSTEAD["object"] if origin is object else _FALLBACK
