@@ -1,0 +1,1 @@
+"""How host and plugin agree: environment, the line, version and protocol. Pure: mappings, bytes and numbers in, decisions out."""
