@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 from fastplug.errors import ConfigError
 
-__all__ = ["MISSING", "FieldNode", "Kind", "Missing", "TypeNode", "resolve"]
+__all__ = ["FieldNode", "Kind", "MISSING", "Missing", "TypeNode", "resolve"]
 
 # The codec refuses a value nested deeper than this (docs/wire.md, "Values"); a type that only such values have is a mistake.
 DEPTH_LIMIT = 64
@@ -383,7 +383,7 @@ def _dtype(annotation: Any, args: tuple[Any, ...], where: str) -> str | None:
     import numpy as np  # loaded already: the annotation is numpy's own class
 
     declared = args[1] if len(args) > 1 else Any
-    scalar = next(iter(typing.get_args(declared)), Any) if declared is not np.dtype else Any
+    scalar: Any = next(iter(typing.get_args(declared)), Any) if declared is not np.dtype else Any
     # The bare npt.NDArray holds numpy's own type variable.
     if scalar in (Any, np.generic) or (isinstance(scalar, typing.TypeVar) and scalar.__module__.startswith("numpy")):
         return None
