@@ -1,0 +1,1 @@
+"""Plugin processes: starting, watching and ending them."""
