@@ -1,0 +1,166 @@
+"""Configuration: plain records, one for the host (``ClientConfig``), one for the plugin (``ServeConfig``).
+
+Configuration belongs to the instance, never to the process. Every bound of the library that a user may want to move stands here with its reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastplug.errors import ConfigError
+
+if TYPE_CHECKING:
+    import logging
+
+    from fastplug.plugin import PluginSet
+
+__all__ = ["DEFAULT_HANDSHAKE", "ClientConfig", "HandshakeConfig", "OnHostExit", "ServeConfig", "Target", "Transport"]
+
+Transport = Literal["auto", "shm", "socket", "grpc", "inproc"]
+OnHostExit = Literal["stop", "stay"]
+Target = str | PathLike[str] | Sequence[str]
+
+TRANSPORTS = ("auto", "shm", "socket", "grpc", "inproc")
+
+# go-plugin's StartTimeout: covers the start of the process and the wait for its line.
+START_TIMEOUT_S = 60.0
+# Two messages each way on a Unix socket; a plugin that cannot do that in 10 s hangs.
+CONNECT_TIMEOUT_S = 10.0
+# go-plugin waits 2 s after Shutdown before it kills.
+STOP_TIMEOUT_S = 2.0
+# A health check crosses a socket and one thread switch; 10 s is go-plugin's order of magnitude for giving up on a peer.
+PING_TIMEOUT_S = 10.0
+# blocks() without any progress for this long: the reader holds on to them, and an error that names it helps more than waiting.
+BLOCKS_TIMEOUT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HandshakeConfig:
+    """go-plugin's HandshakeConfig: what tells host and plugin that they belong together. It is no security measure.
+
+    Args:
+        protocol_version: application protocol version (>= 0).
+        magic_cookie_key: name of the environment variable that the host sets.
+        magic_cookie_value: its value.
+    """
+
+    protocol_version: int
+    magic_cookie_key: str
+    magic_cookie_value: str
+
+    def __post_init__(self) -> None:
+        if not self.magic_cookie_key or not self.magic_cookie_value:
+            raise ConfigError("HandshakeConfig needs a magic_cookie_key and a magic_cookie_value; both are empty or one is")
+        if "=" in self.magic_cookie_key or "\0" in self.magic_cookie_key + self.magic_cookie_value:
+            raise ConfigError("magic_cookie_key must be the name of an environment variable: no '=' and no NUL in it")
+        if self.protocol_version < 0:
+            raise ConfigError(f"protocol_version must not be negative, got {self.protocol_version}")
+
+
+# docs/wire.md, "The line".
+DEFAULT_HANDSHAKE = HandshakeConfig(1, "FASTPLUG_PLUGIN", "8b0b7a2c-5f0e-4a3e-9d51-6c0f6c3a7e11")
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"{name} must be positive, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """How to start one plugin and talk to it (go-plugin: ClientConfig). ``fastplug.start`` takes the same names.
+
+    Args:
+        target: a script, an argv, an entry point, a program on PATH, or ``module:Class`` for in-process.
+        handshake: cookie and application version.
+        plugins: what may be dispensed by name; interfaces need no entry.
+        versioned_plugins: application version -> plugin set.
+        transport: "auto" negotiates; the others force one, and the handshake fails when the plugin cannot.
+        allowed_protocols: protocols a plugin may answer with.
+        python: interpreter, or virtual environment directory, that runs a ``.py`` target.
+        env: added to the inherited environment, and wins over it.
+        inherit_env: False starts from an empty environment (go-plugin: SkipHostEnv).
+        cwd: working directory of the plugin.
+        name: for logs and errors; by default the file or program name.
+        start_timeout_s, connect_timeout_s, stop_timeout_s: bounds in seconds.
+        arena_limit_bytes: most shared memory that this handle may use; by default half of what the machine or cgroup allows.
+        strict_zero_copy: raise CopyRequired instead of copying an array of 1 KiB or more.
+        logger: where the plugin's output goes; by default ``fastplug.plugin.<name>``.
+    """
+
+    target: Target
+    handshake: HandshakeConfig = DEFAULT_HANDSHAKE
+    plugins: PluginSet | None = None
+    versioned_plugins: Mapping[int, PluginSet] | None = None
+    transport: Transport = "auto"
+    allowed_protocols: Sequence[str] = ("fast", "grpc")
+    python: str | PathLike[str] | None = None
+    env: Mapping[str, str] | None = None
+    inherit_env: bool = True
+    cwd: str | PathLike[str] | None = None
+    name: str | None = None
+    start_timeout_s: float = START_TIMEOUT_S
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
+    stop_timeout_s: float = STOP_TIMEOUT_S
+    arena_limit_bytes: int | None = None
+    strict_zero_copy: bool = False
+    logger: logging.Logger | None = None
+    runner: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.transport not in TRANSPORTS:
+            raise ConfigError(f"transport must be one of {', '.join(TRANSPORTS)}; got {self.transport!r}")
+        for name in ("start_timeout_s", "connect_timeout_s", "stop_timeout_s"):
+            _positive(name, getattr(self, name))
+        if self.arena_limit_bytes is not None:
+            _positive("arena_limit_bytes", self.arena_limit_bytes)
+        unknown = sorted(set(self.allowed_protocols) - {"fast", "grpc", "netrpc"})
+        if unknown or not self.allowed_protocols:
+            raise ConfigError(f"allowed_protocols takes fast, grpc and netrpc; got {list(self.allowed_protocols)}")
+        # The environment of a process cannot hold a NUL, and a name cannot hold '='.
+        for key, value in (self.env or {}).items():
+            if not isinstance(key, str) or not isinstance(value, str) or "=" in key or "\0" in key + value or not key:
+                raise ConfigError(f"env must map str to str, without NUL or '=' in names; got {key!r}: {value!r}")
+
+    def offered_versions(self) -> dict[int, PluginSet]:
+        """Application version -> plugin set, as go-plugin makes it: ``plugins`` stands for the handshake's version unless that is versioned."""
+        versions = dict(self.versioned_plugins or {})
+        versions.setdefault(self.handshake.protocol_version, self.plugins or {})
+        return versions
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """What a plugin serves (go-plugin: ServeConfig). ``fastplug.serve`` takes the same names.
+
+    Args:
+        plugins: name -> Plugin; ``serve(implementation)`` makes one entry per interface.
+        versioned_plugins: application version -> plugin set.
+        handshake: cookie and application version.
+        on_host_exit: "stop" ends the plugin when its host is gone; "stay" keeps it running.
+        logging: install a root logging handler that sends records to the host.
+        arena_limit_bytes: most shared memory for results.
+    """
+
+    plugins: PluginSet | None = None
+    versioned_plugins: Mapping[int, PluginSet] | None = None
+    handshake: HandshakeConfig = DEFAULT_HANDSHAKE
+    on_host_exit: OnHostExit = "stop"
+    logging: bool = True
+    arena_limit_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_host_exit not in ("stop", "stay"):
+            raise ConfigError(f"on_host_exit must be 'stop' or 'stay', got {self.on_host_exit!r}")
+        if self.arena_limit_bytes is not None:
+            _positive("arena_limit_bytes", self.arena_limit_bytes)
+
+    def served_versions(self) -> dict[int, PluginSet]:
+        """Application version -> plugin set."""
+        versions = dict(self.versioned_plugins or {})
+        if self.plugins is not None or not versions:
+            versions.setdefault(self.handshake.protocol_version, self.plugins or {})
+        return versions

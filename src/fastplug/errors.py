@@ -1,0 +1,286 @@
+"""The errors of fastplug: one tree. The type says whose fault it is, the text what to do next.
+
+    PluginError
+    ├── ConfigError                 the caller's configuration or interface declaration is wrong; nothing was started
+    ├── StartError                  the plugin process could not be started, or ended before it said anything
+    │   ├── ProcessNotFound         the process to attach to does not exist
+    │   └── ChecksumMismatch        the file is not the one that was pinned
+    ├── HandshakeError              the process runs, but it is not a plugin that this host can talk to
+    │   ├── HandshakeTimeout        (also TimeoutError) it said nothing in time
+    │   ├── IncompatibleVersion     core or application version
+    │   ├── UnsupportedProtocol     it speaks a protocol that the host does not allow
+    │   ├── InterfaceMismatch       a method is missing or differs: which, expected, got
+    │   └── TlsRefused              one side refused the other's certificate
+    ├── ProtocolError               the conversation broke its own rules
+    │   ├── LocalProtocolError      this side's fault: a bug in the caller, or in fastplug
+    │   └── RemoteProtocolError     the peer's fault: it sent what it must not send
+    ├── PluginDied                  the plugin process ended: exit code or signal, its last words, what was being called
+    ├── DeadlineExceeded            (also TimeoutError) the caller's own deadline ran out
+    ├── Cancelled                   the caller cancelled the call
+    ├── Closed                      the handle was used after close(), or in a forked child
+    ├── ArgumentError               (also TypeError) an argument does not fit its parameter; nothing was sent
+    ├── ResultError                 what the handler returned does not fit the declared result
+    ├── ArenaExhausted              (also MemoryError) the shared memory budget is used up; names the oldest leases
+    ├── CopyRequired                strict_zero_copy is set and this array would have to be copied
+    ├── RpcError                    a gRPC status that no other error stands for
+    ├── BrokerTimeout               no answer to a broker id in time
+    └── RemoteError                 the handler raised: its type, message and traceback; for a builtin exception a class
+                                    that is both, e.g. RemoteKeyError(RemoteError, KeyError)
+
+Causes are kept: ``raise ... from`` wherever something lower failed. All classes are importable from ``fastplug``.
+"""
+
+from __future__ import annotations
+
+import builtins
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = [
+    "ArenaExhausted",
+    "ArgumentError",
+    "BrokerTimeout",
+    "Cancelled",
+    "ChecksumMismatch",
+    "Closed",
+    "ConfigError",
+    "CopyRequired",
+    "DeadlineExceeded",
+    "HandshakeError",
+    "HandshakeTimeout",
+    "IncompatibleVersion",
+    "InterfaceMismatch",
+    "LocalProtocolError",
+    "PluginDied",
+    "PluginError",
+    "ProcessNotFound",
+    "ProtocolError",
+    "RemoteError",
+    "RemoteProtocolError",
+    "ResultError",
+    "RpcError",
+    "StartError",
+    "TlsRefused",
+    "UnsupportedProtocol",
+]
+
+
+class PluginError(Exception):
+    """The root of the tree: everything that fastplug raises on purpose."""
+
+
+class ConfigError(PluginError):
+    """The configuration or an interface declaration is wrong. Nothing was started."""
+
+
+class StartError(PluginError):
+    """The plugin process could not be started, or it ended before it said anything."""
+
+
+class ProcessNotFound(StartError):
+    """The process to attach to does not exist (go-plugin: ErrProcessNotFound)."""
+
+
+class ChecksumMismatch(StartError):
+    """The file to start is not the one that was pinned."""
+
+
+class HandshakeError(PluginError):
+    """The process runs, but it is no plugin that this host can talk to."""
+
+
+class HandshakeTimeout(HandshakeError, TimeoutError):
+    """The plugin did not print its handshake line within ``start_timeout_s``."""
+
+
+class IncompatibleVersion(HandshakeError):
+    """Host and plugin share no core or application protocol version."""
+
+
+class UnsupportedProtocol(HandshakeError):
+    """The plugin speaks a protocol that the host does not allow."""
+
+
+class InterfaceMismatch(HandshakeError):
+    """The plugin's interface differs from the host's.
+
+    Attributes: ``interface``, ``method`` (or None for a missing interface), ``expected`` and ``got`` (canonical
+    signatures; ``got`` is None for what is missing).
+    """
+
+    def __init__(
+        self, text: str, *, interface: str = "", method: str | None = None, expected: str | None = None, got: str | None = None
+    ) -> None:
+        super().__init__(text)
+        self.interface = interface
+        self.method = method
+        self.expected = expected
+        self.got = got
+
+
+class TlsRefused(HandshakeError):
+    """One side refused the other's certificate."""
+
+
+class ProtocolError(PluginError):
+    """The conversation broke its own rules. Raised only as one of its two subclasses."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This side asked for something that the protocol forbids."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent something that the protocol forbids. The connection is not used again."""
+
+
+def _ending(returncode: int | None) -> str:
+    """How a process ended, in words: ``exit code 3`` or ``signal 9 (SIGKILL)``."""
+    if returncode is None:
+        return "its exit status is not known"
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    try:
+        name = f" ({signal.Signals(-returncode).name})"
+    except ValueError:
+        name = ""
+    return f"signal {-returncode}{name}"
+
+
+class PluginDied(PluginError):
+    """The plugin process ended.
+
+    Attributes: ``name``, ``returncode`` (negative for a signal, None when unknown), ``stderr_tail`` (its last lines),
+    ``calling`` (the method in flight, or None).
+    """
+
+    def __init__(
+        self, name: str, *, returncode: int | None = None, stderr_tail: Sequence[str] = (), calling: str | None = None
+    ) -> None:
+        self.name = name
+        self.returncode = returncode
+        self.stderr_tail = tuple(stderr_tail)
+        self.calling = calling
+        during = f" while {calling} was being called" if calling else ""
+        said = "\nIts last lines on stderr:\n  " + "\n  ".join(self.stderr_tail) if self.stderr_tail else ""
+        super().__init__(f"plugin {name!r} died{during}: {_ending(returncode)}. Start it again to go on.{said}")
+
+
+class DeadlineExceeded(PluginError, TimeoutError):
+    """The caller's deadline ran out before the answer came. The late answer is dropped; the handle stays usable."""
+
+
+class Cancelled(PluginError):
+    """The caller cancelled the call."""
+
+
+class Closed(PluginError):
+    """A handle was used after close(), or in a process that was forked from its owner."""
+
+
+class ArgumentError(PluginError, TypeError):
+    """An argument does not fit its parameter; nothing was sent.
+
+    Attributes: ``method``, ``parameter``, ``expected`` and ``got`` (both in words).
+    """
+
+    def __init__(self, text: str, *, method: str = "", parameter: str = "", expected: str = "", got: str = "") -> None:
+        super().__init__(text)
+        self.method = method
+        self.parameter = parameter
+        self.expected = expected
+        self.got = got
+
+
+class ResultError(PluginError):
+    """What the handler returned does not fit the declared result (the plugin author's fault)."""
+
+
+class ArenaExhausted(PluginError, MemoryError):
+    """The shared memory budget (``arena_limit_bytes``) is used up; the text names the oldest leases."""
+
+
+class CopyRequired(PluginError):
+    """``strict_zero_copy`` is set and this array would have to be copied."""
+
+
+class RpcError(PluginError):
+    """A gRPC status that no other error of the tree stands for.
+
+    Attributes: ``code`` (the number of the gRPC status), ``message``, ``details`` (bytes, may be empty), ``trailers``.
+    """
+
+    def __init__(self, code: int, message: str, details: bytes = b"", trailers: Sequence[tuple[str, Any]] = ()) -> None:
+        super().__init__(f"gRPC status {code}: {message}")
+        self.code = code
+        self.message = message
+        self.details = details
+        self.trailers = tuple(trailers)
+
+
+class BrokerTimeout(PluginError):
+    """No answer to a broker id came in time."""
+
+
+class RemoteError(PluginError):
+    """The handler raised.
+
+    Attributes: ``type_name`` (qualified, as in the plugin), ``message``, ``remote_traceback`` (text), ``method``.
+    The traceback is part of what Python prints of the error. ``args`` are the remote args where they are plain values.
+    """
+
+    type_name: str = ""
+    message: str = ""
+    remote_traceback: str = ""
+    method: str = ""
+
+    def __str__(self) -> str:
+        where = f" (in {self.method})" if self.method else ""
+        head = f"{self.type_name}: {self.message}{where}"
+        return f"{head}\n\nThe plugin's traceback:\n{self.remote_traceback.rstrip()}" if self.remote_traceback else head
+
+
+# A plugin must not be able to end its host: these come as plain RemoteError, never as a class that also is one of them.
+_NEVER_REBUILT = frozenset({"SystemExit", "KeyboardInterrupt", "GeneratorExit", "StopIteration", "StopAsyncIteration"})
+
+_remote_classes: dict[str, type[RemoteError]] = {}
+
+
+def _remote_class(name: str) -> type[RemoteError] | None:
+    """``RemoteKeyError(RemoteError, KeyError)`` for ``KeyError``; None when there is no such class, or there must not be one."""
+    known = _remote_classes.get(name)
+    if known is not None:
+        return known
+    base = getattr(builtins, name, None)
+    if not (isinstance(base, type) and issubclass(base, Exception)) or name in _NEVER_REBUILT or base is Exception:
+        return None
+    made = type(f"Remote{name}", (RemoteError, base), {"__module__": __name__, "__doc__": f"The handler raised {name}."})
+    _remote_classes[name] = made
+    return made
+
+
+def remote_error(
+    type_name: str, bases: Sequence[str], message: str, args: Sequence[Any], remote_traceback: str, method: str = ""
+) -> RemoteError:
+    """The error to raise for what a handler raised.
+
+    Args: ``type_name`` qualified name of the class; ``bases`` names of its builtin ancestors, nearest first; ``args``
+    its plain args. The first base that can be rebuilt from ``args`` decides the class; the rest is RemoteError.
+    """
+    for name in bases if not _NEVER_REBUILT.intersection(bases) else ():
+        cls = _remote_class(name)
+        if cls is None:
+            continue
+        try:
+            error = cls(*args)
+            break
+        except Exception:  # noqa: S112  its constructor wants other arguments (UnicodeDecodeError): try the next base
+            continue
+    else:
+        error = RemoteError(*args)
+    error.type_name = type_name
+    error.message = message
+    error.remote_traceback = remote_traceback
+    error.method = method
+    return error

@@ -1,0 +1,139 @@
+"""The seam between the roles and the protocols (go-plugin: protocol.go).
+
+Every plugin takes the same road: Runner.start -> handshake line -> negotiation -> Protocol.connect -> ClientProtocol. A protocol is one
+module or folder under ``protocols/`` that exports one record ``PROTOCOL``; it is imported when it is first needed, and knows no other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from typing import Protocol as Structural
+
+from fastplug.errors import UnsupportedProtocol
+
+if TYPE_CHECKING:
+    import socket
+
+    import numpy.typing as npt
+
+    from fastplug.config import ClientConfig, ServeConfig
+    from fastplug.interface import Interface
+
+__all__ = ["ClientProtocol", "HostContext", "PluginContext", "Protocol", "ServerProtocol", "protocol_named"]
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class HostContext:
+    """What the client hands to ``Protocol.connect``.
+
+    Attributes:
+        config: the client's configuration.
+        name: the plugin's name, for errors.
+        network, address: fields 3 and 4 of the handshake line (empty for in-process).
+        control: the host's end of the control socket when an offer was made; the protocol owns it from here on.
+        pid: of the plugin; None when it is not known or there is none.
+        lost: builds the error for a connection that ended: called with the method in flight or None, returns PluginDied or Closed.
+            It may wait (bounded) for the process to be reaped, so that the exit code is in the text.
+        implementations: in-process only: what the target named.
+    """
+
+    config: ClientConfig
+    name: str
+    network: str = ""
+    address: str = ""
+    control: socket.socket | None = None
+    pid: int | None = None
+    lost: Callable[[str | None], Exception]
+    implementations: Sequence[tuple[Interface, Any]] = ()
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class PluginContext:
+    """What ``serve`` hands to ``Protocol.serve``.
+
+    Attributes:
+        config: the plugin's configuration.
+        interfaces: interface and implementation, in the order they are announced.
+        environment: the plugin's environment (sockets' directory, ports).
+        control: the plugin's end of the control socket when the offer was honoured; the protocol owns it from here on.
+        transport, version: of the fast protocol, as chosen.
+    """
+
+    config: ServeConfig
+    interfaces: Sequence[tuple[Interface, Any]]
+    environment: Mapping[str, str]
+    control: socket.socket | None = None
+    transport: str = ""
+    version: int = 0
+
+
+class ClientProtocol(Structural):
+    """The host's end of a connection. Methods may be called from any thread unless they say otherwise."""
+
+    transport: str
+
+    def dispense(self, interface: Interface) -> Any:
+        """An object with the interface's methods. Raises InterfaceMismatch."""
+
+    def ping(self, timeout_s: float) -> None:
+        """Returns when the plugin answered. Raises DeadlineExceeded, PluginDied, Closed."""
+
+    def request_stop(self) -> None:
+        """Asks the plugin to finish and exit (go-plugin: Quit, Controller.Shutdown). Does not wait; a connection that is gone is fine."""
+
+    def peer_exited(self) -> None:
+        """Told by the client that the process is gone: every waiting call ends with ``context.lost``."""
+
+    def close(self) -> None:
+        """Ends the connection and frees its resources. Idempotent."""
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the connection was made."""
+
+    def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An uninitialised C-ordered array that this transport sends without a copy, where it can."""
+
+    def blocks(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike, count: int, timeout_s: float) -> Any:
+        """An endless iterator over ``count`` such arrays, each given out again when no reader has it."""
+
+
+class ServerProtocol(Structural):
+    """The plugin's end."""
+
+    network: str
+    address: str
+
+    def run(self) -> None:
+        """Serves until the host asks for the end, or is gone. Called on the main thread."""
+
+    def close(self) -> None:
+        """Frees what ``serve`` made. Idempotent."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Protocol:
+    """One protocol: how a host connects with it and how a plugin serves it."""
+
+    name: str
+    connect: Callable[[HostContext], ClientProtocol]
+    serve: Callable[[PluginContext], ServerProtocol]
+
+
+# Imported when first needed: grpcio alone costs 70 ms. netrpc has its name in go-plugin's line, and no module yet.
+_MODULES = {
+    "fast": "fastplug.protocols.fast",
+    "grpc": "fastplug.protocols.grpc",
+    "inproc": "fastplug.protocols.inproc",
+}
+
+
+def protocol_named(name: str) -> Protocol:
+    """The record of a protocol. Raises UnsupportedProtocol for a name without one."""
+    module = _MODULES.get(name)
+    if module is None:
+        raise UnsupportedProtocol(f"the plugin speaks {name!r}; this fastplug speaks {', '.join(_MODULES)}. Use a plugin that serves gRPC.")
+    record: Protocol = importlib.import_module(module).PROTOCOL
+    return record

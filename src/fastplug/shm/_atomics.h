@@ -1,0 +1,185 @@
+/* The only place with atomics, futexes and spinning. Cython never reads or writes a shared field itself.
+ *
+ * Theory. A lane is two segments, each written by one process and mapped read-only by the other. A writer publishes by one
+ * store of `tail`. Two waits exist, and both follow Dekker's pattern, which needs sequential consistency on both sides:
+ *
+ *     publisher:  store word (seq_cst);  load peer's flag (seq_cst);  if set: futex wake on word
+ *     waiter:     store own flag (seq_cst);  load peer's word (seq_cst);  if unchanged: futex wait on word
+ *
+ * With release/acquire alone both loads may see the old values, and the wake-up is lost. The futex word is the low half of
+ * a 64-bit position (little-endian): a wait is lost only if exactly 2^32 bytes are published between check and wait.
+ *
+ * Sync points, named where they pair:
+ *   DATA   fp_publish_tail (release of the frame's bytes)  ->  fp_load_position on tail (acquire)
+ *   SPACE  fp_publish_head (the frame has been copied)     ->  fp_load_position on head (acquire), then overwriting
+ *   LEASE  fp_give_back (the last read of the block)       ->  fp_load_returned (acquire), then reusing the block
+ */
+#ifndef FASTPLUG_ATOMICS_H
+#define FASTPLUG_ATOMICS_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef MADV_WIPEONFORK
+#define MADV_WIPEONFORK 18
+#endif
+
+/* A test plants a relaxed store here, which ThreadSanitizer must report. */
+#ifndef FP_PUBLISH_ORDER
+#define FP_PUBLISH_ORDER __ATOMIC_SEQ_CST
+#endif
+
+/* docs/wire.md, "Lane segment". Each field that another CPU polls has a 128-byte line of its own: adjacent-line prefetch pairs 64-byte lines. */
+typedef struct {
+    char magic[8];
+    uint32_t version;
+    uint32_t ring_bytes;
+    char pad0[112];
+    uint64_t tail;            /* written bytes of the ring, ever */
+    uint32_t cpu;             /* where the writer last published */
+    char pad1[116];
+    uint64_t head;            /* bytes of the *other* ring that this side has copied out */
+    char pad2[120];
+    uint32_t waiting_data;
+    char pad3[124];
+    uint32_t waiting_space;
+    char pad4[124];
+    uint32_t doorbell;        /* one word to sleep on for a plugin with several lanes */
+    char pad5[124];
+} fp_lane;
+
+static inline int64_t fp_now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static inline uint32_t fp_cpu(void) { return (uint32_t)sched_getcpu(); }
+
+static inline int fp_usable_cpus(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+}
+
+static inline void fp_pause(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Waits at most timeout_ns while the low half of *word is `seen`. Any return means: look again. */
+static inline int fp_futex_wait(const uint64_t *word, uint64_t seen, int64_t timeout_ns) {
+    struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+    return syscall(SYS_futex, (const uint32_t *)word, FUTEX_WAIT, (uint32_t)seen, &t, NULL, 0) ? errno : 0;
+}
+
+static inline void fp_futex_wake(const uint64_t *word) {
+    syscall(SYS_futex, (const uint32_t *)word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+/* SYNC POINT DATA and SPACE, reading side. */
+static inline uint64_t fp_load_position(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+
+/* SYNC POINT DATA, writing side: everything written to the ring before is visible to whoever sees `tail`. */
+static inline void fp_publish_tail(fp_lane *mine, const fp_lane *theirs, uint64_t tail) {
+    __atomic_store_n(&mine->cpu, fp_cpu(), __ATOMIC_RELAXED);
+    __atomic_store_n(&mine->tail, tail, FP_PUBLISH_ORDER);
+    if (__atomic_load_n(&theirs->waiting_data, __ATOMIC_SEQ_CST))
+        fp_futex_wake(&mine->tail);
+}
+
+/* SYNC POINT SPACE, writing side: everything read from the ring before was read before the writer may overwrite it. */
+static inline void fp_publish_head(fp_lane *mine, const fp_lane *theirs, uint64_t head) {
+    __atomic_store_n(&mine->head, head, FP_PUBLISH_ORDER);
+    if (__atomic_load_n(&theirs->waiting_space, __ATOMIC_SEQ_CST))
+        fp_futex_wake(&mine->head);
+}
+
+/* The doorbell of fast-path variants with several lanes; rung after each store of a tail. */
+static inline void fp_ring_doorbell(fp_lane *mine) { __atomic_fetch_add(&mine->doorbell, 1, __ATOMIC_SEQ_CST); }
+
+/* Does the peer run (as far as it last said) on the CPU that we are on? Then spinning only keeps it from running. */
+static inline int fp_shares_cpu(const fp_lane *theirs) { return __atomic_load_n(&theirs->cpu, __ATOMIC_RELAXED) == fp_cpu(); }
+
+/* Spins until *word differs from `seen`, at most budget_ns: 1 when it does. Reads the clock once per 32 looks (about 1 us). */
+static inline int fp_spin(const uint64_t *word, uint64_t seen, int64_t budget_ns) {
+    int64_t start = 0;
+    for (;;) {
+        for (int i = 0; i < 32; i++) {
+            if (fp_load_position(word) != seen)
+                return 1;
+            fp_pause();
+        }
+        int64_t now = fp_now_ns();
+        if (!start)
+            start = now;
+        else if (now - start > budget_ns)
+            return 0;
+    }
+}
+
+/* One sleep of the waiter's half of Dekker's pattern. `flag` is in our own segment, `word` in the peer's. `gone` is host-private. */
+static inline void fp_sleep(uint32_t *flag, const uint64_t *word, uint64_t seen, int64_t timeout_ns, const int32_t *gone) {
+    __atomic_store_n(flag, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(word, __ATOMIC_SEQ_CST) == seen && !__atomic_load_n(gone, __ATOMIC_SEQ_CST))
+        fp_futex_wait(word, seen, timeout_ns);
+    __atomic_store_n(flag, 0, __ATOMIC_RELAXED);
+}
+
+static inline uint32_t fp_load_flag(const uint32_t *flag) { return __atomic_load_n(flag, __ATOMIC_SEQ_CST); }
+static inline void fp_set_gone(int32_t *gone) { __atomic_store_n(gone, 1, __ATOMIC_SEQ_CST); }
+static inline int fp_is_gone(const int32_t *gone) { return __atomic_load_n(gone, __ATOMIC_RELAXED); }
+
+/* SYNC POINT LEASE. One counter per slot, in the reader's own table. Any thread; no system call. */
+static inline void fp_give_back(uint64_t *returned) { __atomic_fetch_add(returned, 1, __ATOMIC_RELEASE); }
+static inline uint64_t fp_load_returned(const uint64_t *returned) { return __atomic_load_n(returned, __ATOMIC_ACQUIRE); }
+
+/* A private page that the kernel wipes in a forked child: tells a child from its parent without a system call, also when
+ * the fork was made in C, where register_at_fork does not run. 1 in the process that mapped it, 0 in its children. */
+static const uint32_t *fp_fork_page;
+
+static inline int fp_fork_mark(void) {
+    if (fp_fork_page)
+        return 0;
+    uint32_t *page = (uint32_t *)mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED)
+        return -1;
+    if (madvise(page, 4096, MADV_WIPEONFORK)) {
+        munmap(page, 4096);
+        return -1;
+    }
+    *page = 1;
+    fp_fork_page = page;
+    return 0;
+}
+
+static inline int fp_forked(void) { return fp_fork_page && *fp_fork_page == 0; }
+
+/* Debug builds stop themselves at a named point, so that a test can signal exactly there: FASTPLUG_STOP_AT=name. */
+#if defined(FASTPLUG_DEBUG) && FASTPLUG_DEBUG
+static inline void fp_point(const char *name) {
+    const char *wanted = getenv("FASTPLUG_STOP_AT");
+    if (wanted && !strcmp(wanted, name))
+        raise(SIGSTOP);
+}
+#define FP_DEBUG 1
+#else
+static inline void fp_point(const char *name) { (void)name; }
+#define FP_DEBUG 0
+#endif
+
+#endif

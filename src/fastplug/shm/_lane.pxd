@@ -1,0 +1,54 @@
+# A lane: two rings, one in each direction, and the two ways of waiting on them. One user at a time on each side.
+#
+# State of a lane: OPEN -> GONE (the peer is gone or the end was asked for: what is in the ring is still delivered, then EOFError).
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+from fastplug._wire cimport Decoder, FrameHeader, Link
+from fastplug.shm._segment cimport Segment
+
+cdef extern from "_atomics.h" nogil:
+    ctypedef struct fp_lane:
+        char magic[8]
+        uint32_t version
+        uint32_t ring_bytes
+        uint64_t tail
+        uint32_t cpu
+        uint64_t head
+        uint32_t waiting_data
+        uint32_t waiting_space
+        uint32_t doorbell
+
+
+cdef class Lane(Link):
+    # Shared memory. Each side writes only its own segment.
+    cdef Segment my_segment
+    cdef Segment their_segment
+    cdef fp_lane* mine
+    cdef const fp_lane* theirs
+    cdef unsigned char* out_ring
+    cdef const unsigned char* in_ring
+    cdef uint64_t out_bytes             # ring sizes, powers of two, as checked when the lane was made
+    cdef uint64_t in_bytes
+    # Private truth: what the shared words repeat. Never read back from shared memory.
+    cdef uint64_t tail                  # written to the out ring
+    cdef uint64_t head                  # consumed from the in ring
+    cdef int32_t gone
+    cdef bint may_spin
+    cdef public int64_t slice_ns        # longest sleep between two looks at signals and leases
+    cdef object backlog                 # frames drained while waiting for space
+    cdef Py_ssize_t backlog_bytes
+    cdef object holds                   # (position, lease): leases of blocks that frames still in the out ring name
+    cdef list unsent_holds              # of the frame that is being encoded; None when there are none
+    cdef readonly uint64_t spins        # counters for stats(): waits that ended while spinning, and that slept
+    cdef readonly uint64_t sleeps
+
+    cdef int hold(self, object lease) except -1         # until the peer has consumed the frame sent next
+    cdef int forget_unsent(self) except -1              # that frame will not be sent
+    cdef int drop_holds(self) except -1
+    cdef int _settle_holds(self) except -1
+    cdef uint64_t _inbound(self) except? 0xFFFFFFFFFFFFFFFF
+    cdef int _take(self, FrameHeader* header, Decoder dec) except -1
+    cdef int _wait_data(self, int64_t until_ns) except -1
+    cdef int _wait_space(self, uint64_t need, int64_t until_ns) except -1
+    cdef int _drain(self) except -1

@@ -1,0 +1,332 @@
+"""The shared-memory lane: frames through two single-writer rings, and the waiting policy.
+
+Positions are 64-bit and only grow; they are masked when a ring is indexed. A frame starts on a multiple of 64 bytes; a PAD frame
+fills the end of a ring when the next one would wrap. A commit is one store of ``tail``. docs/wire.md, "Lane segment", is the layout.
+"""
+
+import collections
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fastplug._wire cimport FRAME_PAD, HEADER_BYTES, Decoder, FrameHeader, Link
+from fastplug.shm._segment cimport Segment
+
+from fastplug.errors import DeadlineExceeded, LocalProtocolError, RemoteProtocolError
+from fastplug.shm._segment import Segment as SegmentType
+
+cdef extern from "_atomics.h" nogil:
+    int64_t fp_now_ns()
+    int fp_usable_cpus()
+    void fp_futex_wake(const uint64_t*)
+    uint64_t fp_load_position(const uint64_t*)
+    void fp_publish_tail(fp_lane*, const fp_lane*, uint64_t)
+    void fp_publish_head(fp_lane*, const fp_lane*, uint64_t)
+    int fp_shares_cpu(const fp_lane*)
+    int fp_spin(const uint64_t*, uint64_t, int64_t)
+    void fp_sleep(uint32_t*, const uint64_t*, uint64_t, int64_t, const int*)
+    uint32_t fp_load_flag(const uint32_t*)
+    void fp_set_gone(int*)
+    int fp_is_gone(const int*)
+    void fp_point(const char*)
+    enum: FP_DEBUG
+
+MAGIC = b"FPLANE01"
+LAYOUT_VERSION = 1
+RING_OFFSET = 4096
+# 256 KiB: fits the L2 cache twice over, and a page of first-touch cost per 4 KiB (1 GB/s) is paid once, at the start.
+RING_BYTES = 256 * 1024
+MIN_RING_BYTES = 64 * 1024
+MAX_RING_BYTES = 64 * 1024 * 1024
+# A payload over 1/16 of the ring goes to the arena: no frame can block the ring for long.
+INLINE_FRACTION = 16
+
+# 5 us with the GIL: while another thread computes in Python, giving the GIL away costs its 5 ms switch interval.
+SPIN_HOLDING_GIL_NS = 5_000
+# 50 us without: about what one wake-up of an idle CPU costs, so that spinning at most doubles it.
+SPIN_NS = 50_000
+# Waiters look again this often by themselves: for signals (Ctrl-C within 100 ms) and for what the peer did not wake them for.
+HOST_SLICE_NS = 100_000_000
+PLUGIN_SLICE_NS = 500_000_000
+# Frames that are drained while waiting for space. A peer that sends more without reading breaks the rule of one call at a time.
+BACKLOG_FRAMES = 4096
+BACKLOG_BYTES = 64 * 1024 * 1024
+
+cdef int64_t _SPIN_HOLDING_GIL_NS = SPIN_HOLDING_GIL_NS
+cdef int64_t _SPIN_NS = SPIN_NS
+
+
+def set_spin(*, holding_gil_ns: int, released_ns: int) -> None:
+    """Sets both spin budgets of this process (benchmarks compare policies with it)."""
+    global _SPIN_HOLDING_GIL_NS, _SPIN_NS
+    _SPIN_HOLDING_GIL_NS = holding_gil_ns
+    _SPIN_NS = released_ns
+
+
+def create_segment(ring_bytes: int = RING_BYTES) -> Segment:
+    """This side's half of a lane: an own segment with the header filled in."""
+    cdef Segment segment
+    cdef fp_lane* lane
+    if ring_bytes & (ring_bytes - 1) or not MIN_RING_BYTES <= ring_bytes <= MAX_RING_BYTES:
+        raise ValueError(f"ring_bytes must be a power of two from {MIN_RING_BYTES} to {MAX_RING_BYTES}")
+    segment = SegmentType.create(RING_OFFSET + ring_bytes, "fastplug-lane")
+    lane = <fp_lane*>segment.base
+    memcpy(lane.magic, <const char*>MAGIC, 8)
+    lane.version = LAYOUT_VERSION
+    lane.ring_bytes = ring_bytes
+    lane.cpu = 0xFFFFFFFF           # nowhere yet
+    return segment
+
+
+cdef class Lane(Link):
+    """One lane between two processes.
+
+    Args:
+        mine: a segment of this process, from ``create_segment``.
+        theirs: the peer's, attached.
+        slice_ns: longest single sleep.
+
+    Raises:
+        RemoteProtocolError: the peer's segment is no lane of this version.
+    """
+
+    def __init__(self, mine: Segment, theirs: Segment, slice_ns: int = HOST_SLICE_NS):
+        cdef fp_lane header
+        self.my_segment = mine
+        self.their_segment = theirs
+        if theirs.bytes < RING_OFFSET + MIN_RING_BYTES:
+            raise RemoteProtocolError(f"the peer's lane segment has only {theirs.bytes} bytes")
+        memcpy(&header, theirs.base, sizeof(fp_lane))       # a private copy, then the checks
+        if header.magic[:8] != MAGIC or header.version != LAYOUT_VERSION:
+            raise RemoteProtocolError(f"the peer's lane has layout {header.magic[:8]!r} version {header.version}; this side knows {MAGIC!r} version {LAYOUT_VERSION}")
+        ring_bytes = header.ring_bytes
+        if ring_bytes & (ring_bytes - 1) or not MIN_RING_BYTES <= ring_bytes <= MAX_RING_BYTES or theirs.bytes < RING_OFFSET + ring_bytes:
+            raise RemoteProtocolError(f"the peer's ring has {ring_bytes} bytes in a segment of {theirs.bytes}")
+        self.mine = <fp_lane*>mine.base
+        self.theirs = <const fp_lane*>theirs.base
+        self.out_ring = mine.base + <Py_ssize_t>RING_OFFSET
+        self.in_ring = theirs.base + <Py_ssize_t>RING_OFFSET
+        self.out_bytes = self.mine.ring_bytes
+        self.in_bytes = ring_bytes
+        self.inline_limit = self.out_bytes // INLINE_FRACTION
+        self.slice_ns = slice_ns
+        self.may_spin = fp_usable_cpus() > 1
+        self.backlog = collections.deque()
+        self.holds = collections.deque()
+
+    # -- sending
+
+    cdef int send(self, FrameHeader* header, const unsigned char* payload, int64_t until_ns) except -1:
+        cdef uint64_t need = (HEADER_BYTES + <uint64_t>header.size + 63) & ~<uint64_t>63
+        cdef uint64_t index = self.tail & (self.out_bytes - 1)
+        cdef uint64_t to_end = self.out_bytes - index
+        cdef uint64_t pad = to_end if to_end < need else 0
+        cdef FrameHeader filler
+        if <Py_ssize_t>header.size > self.inline_limit:
+            raise LocalProtocolError(f"a payload of {header.size} bytes must be spilled: the lane takes {self.inline_limit}")
+        if fp_is_gone(&self.gone):
+            raise EOFError
+        if self.tail + pad + need - fp_load_position(&self.theirs.head) > self.out_bytes:
+            self._wait_space(pad + need, until_ns)
+        if pad:
+            memset(&filler, 0, HEADER_BYTES)
+            filler.kind = FRAME_PAD
+            filler.size = <uint32_t>(pad - HEADER_BYTES)
+            memcpy(self.out_ring + index, &filler, HEADER_BYTES)
+            self.tail += pad
+            index = 0
+        memcpy(self.out_ring + index, header, HEADER_BYTES)
+        memcpy(self.out_ring + index + HEADER_BYTES, payload, header.size)
+        if FP_DEBUG:
+            fp_point("frame written, not published")
+        self.tail += need
+        fp_publish_tail(self.mine, self.theirs, self.tail)
+        if FP_DEBUG:
+            fp_point("frame published")
+        if self.holds or self.unsent_holds:
+            self._settle_holds()
+        return 0
+
+    cdef int _wait_space(self, uint64_t need, int64_t until_ns) except -1:
+        """Waits until the peer has consumed enough. Drains the inbound ring meanwhile: otherwise two full rings deadlock."""
+        cdef uint64_t seen
+        cdef int64_t left
+        while True:
+            seen = fp_load_position(&self.theirs.head)
+            if self.tail - seen > self.out_bytes:
+                raise RemoteProtocolError(f"the peer's head {seen} is ahead of what was written ({self.tail}), or too far behind")
+            if self.tail + need - seen <= self.out_bytes:
+                return 0
+            self._drain()
+            if fp_is_gone(&self.gone):
+                raise EOFError
+            left = self.slice_ns
+            if until_ns:
+                left = min(left, until_ns - fp_now_ns())
+                if left <= 0:
+                    raise DeadlineExceeded("the plugin did not take the call before the deadline: its ring is full; nothing was sent")
+            if self.may_spin and not fp_shares_cpu(self.theirs):
+                with nogil:
+                    if fp_spin(&self.theirs.head, seen, _SPIN_NS):
+                        left = 0
+            if left:
+                with nogil:
+                    fp_sleep(&self.mine.waiting_space, &self.theirs.head, seen, left, &self.gone)
+                PyErr_CheckSignals()
+
+    cdef int _drain(self) except -1:
+        cdef FrameHeader header
+        cdef Decoder dec
+        while self._inbound() and len(self.backlog) < BACKLOG_FRAMES and self.backlog_bytes < BACKLOG_BYTES:
+            dec = Decoder()
+            if self._take(&header, dec):
+                self.backlog.append(((<unsigned char*>&header)[:HEADER_BYTES], dec))
+                self.backlog_bytes += dec.size
+        return 0
+
+    # -- receiving
+
+    cdef uint64_t _inbound(self) except? 0xFFFFFFFFFFFFFFFF:
+        """Bytes that the peer has published and this side has not consumed."""
+        cdef uint64_t published = fp_load_position(&self.theirs.tail) - self.head
+        if published > self.in_bytes or published & 63:
+            raise RemoteProtocolError(f"the peer's tail is {published} bytes ahead in a ring of {self.in_bytes}")
+        return published
+
+    cdef int _take(self, FrameHeader* header, Decoder dec) except -1:
+        """Copies the next frame out of the ring: 1, or 0 when it was only padding. There must be one."""
+        cdef uint64_t published = self._inbound()
+        cdef uint64_t index = self.head & (self.in_bytes - 1)
+        cdef uint64_t need
+        memcpy(header, self.in_ring + index, HEADER_BYTES)      # the private copy that is checked and used
+        need = (HEADER_BYTES + <uint64_t>header.size + 63) & ~<uint64_t>63
+        if need > published or need > self.in_bytes - index:
+            raise RemoteProtocolError(f"a frame of {header.size} bytes does not fit what the peer published ({published} bytes)")
+        if header.kind != FRAME_PAD:
+            memcpy(dec.fill(header.size), self.in_ring + index + HEADER_BYTES, header.size)
+        if FP_DEBUG:
+            fp_point("frame copied, not consumed")
+        self.head += need
+        fp_publish_head(self.mine, self.theirs, self.head)
+        return header.kind != FRAME_PAD
+
+    cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1:
+        cdef Decoder drained
+        cdef const unsigned char* raw
+        if self.backlog:
+            packed, drained = self.backlog.popleft()
+            self.backlog_bytes -= drained.size
+            raw = packed
+            memcpy(header, raw, HEADER_BYTES)
+            memcpy(dec.fill(drained.size), drained.data, drained.size)
+            return 1
+        while True:
+            if fp_load_position(&self.theirs.tail) != self.head:
+                if self._take(header, dec):
+                    return 1
+            elif not self._wait_data(until_ns):
+                return 0
+
+    cdef int _wait_data(self, int64_t until_ns) except -1:
+        """Waits for the peer's tail to move: 1 (look again), 0 when the time is up. EOFError when the peer is gone."""
+        cdef int64_t left, now
+        cdef const uint64_t* word = &self.theirs.tail
+        cdef bint spin = self.may_spin and not fp_shares_cpu(self.theirs)
+        if spin and fp_spin(word, self.head, _SPIN_HOLDING_GIL_NS):
+            self.spins += 1
+            return 1
+        if spin:
+            with nogil:
+                spin = fp_spin(word, self.head, _SPIN_NS)
+            if spin:
+                self.spins += 1
+                return 1
+        self.may_spin = fp_usable_cpus() > 1        # the user may have changed the mask
+        self.sleeps += 1
+        while fp_load_position(word) == self.head:
+            if self.holds:
+                self.drop_holds()
+            if fp_is_gone(&self.gone) and fp_load_position(word) == self.head:
+                raise EOFError
+            left = self.slice_ns
+            if until_ns:
+                now = fp_now_ns()
+                if now >= until_ns:
+                    return 0
+                left = min(left, until_ns - now)
+            with nogil:
+                fp_sleep(&self.mine.waiting_data, word, self.head, left, &self.gone)
+            PyErr_CheckSignals()
+        return 1
+
+    # -- leases of frames under way
+
+    cdef int hold(self, object lease) except -1:
+        if self.unsent_holds is None:
+            self.unsent_holds = []
+        self.unsent_holds.append(lease)
+        return 0
+
+    cdef int forget_unsent(self) except -1:
+        self.unsent_holds = None
+        return 0
+
+    cdef int _settle_holds(self) except -1:
+        """A frame has been published: its leases are held until the peer's head is past it."""
+        self.drop_holds()
+        for lease in self.unsent_holds or ():
+            self.holds.append((self.tail, lease))
+        self.unsent_holds = None
+        return 0
+
+    cdef int drop_holds(self) except -1:
+        cdef uint64_t consumed = fp_load_position(&self.theirs.head)
+        while self.holds and <uint64_t>self.holds[0][0] <= consumed:
+            self.holds.popleft()
+        return 0
+
+    # -- the end
+
+    def peer_gone(self) -> None:
+        """Any thread: no more frames will come. Waiting ends with EOFError after what is already in the ring."""
+        fp_set_gone(&self.gone)
+        self.wake()
+
+    def wake(self) -> bool:
+        """Wakes a waiter once; True while one is (or may be) asleep. Flag and futex wait are not atomic, so it is called until False."""
+        cdef bint asleep = fp_load_flag(&self.mine.waiting_data) or fp_load_flag(&self.mine.waiting_space)
+        if asleep:
+            fp_futex_wake(&self.theirs.tail)
+            fp_futex_wake(&self.theirs.head)
+        return asleep
+
+    # -- faces for tests and stats
+
+    def send_frame(self, frame: bytes, until_ns: int = 0) -> None:
+        """Sends a packed header and payload as they are."""
+        cdef FrameHeader header
+        cdef const unsigned char* raw = frame
+        if len(frame) < HEADER_BYTES:
+            raise ValueError("a frame has a header of 32 bytes")
+        memcpy(&header, raw, HEADER_BYTES)
+        self.send(&header, raw + HEADER_BYTES, until_ns)
+
+    def receive_frame(self, until_ns: int = 0) -> object:
+        """The next frame as packed header and payload, or None when the time is up."""
+        cdef FrameHeader header
+        cdef Decoder dec = Decoder()
+        if not self.receive(&header, dec, until_ns):
+            return None
+        return (<unsigned char*>&header)[:HEADER_BYTES] + dec.data[:dec.size]
+
+    @property
+    def positions(self) -> tuple:
+        """(tail, head): bytes written, bytes consumed."""
+        return self.tail, self.head
+
+    @property
+    def held(self) -> int:
+        """Leases held for frames that the peer has not consumed yet."""
+        self.drop_holds()
+        return len(self.holds)

@@ -1,0 +1,187 @@
+"""Memory segments: sealed memfds with one writer.
+
+Each process makes its own, maps them writable and seals them (SHRINK, GROW, FUTURE_WRITE, SEAL); a peer can map them read-only and nothing
+else. Whoever receives a descriptor checks seals, size and pages before it maps: a sparse file would make the reader pay for the pages, and
+one that can shrink would kill it with SIGBUS.
+"""
+
+import os
+import stat
+
+from libc.errno cimport errno as c_errno
+from libc.stdint cimport int64_t, uint64_t
+
+from fastplug.errors import ArenaExhausted, RemoteProtocolError
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void*, size_t, int, int, int, long)
+    int munmap(void*, size_t)
+    int madvise(void*, size_t, int)
+    int memfd_create(const char*, unsigned int)
+    enum: PROT_READ, PROT_WRITE, MAP_SHARED, MFD_CLOEXEC, MFD_ALLOW_SEALING
+    void* MAP_FAILED
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #ifndef F_SEAL_FUTURE_WRITE
+    #define F_SEAL_FUTURE_WRITE 0x0010
+    #endif
+    #ifndef MADV_POPULATE_READ
+    #define MADV_POPULATE_READ 22
+    #define MADV_POPULATE_WRITE 23
+    #endif
+    #define FP_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
+    """
+    enum: FP_SEALS, F_ADD_SEALS, F_GET_SEALS, MADV_POPULATE_READ, MADV_POPULATE_WRITE
+    int fcntl(int, int, ...) nogil
+    int posix_fallocate(int, long, long) nogil
+
+PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+# No segment is larger than what a u64 offset and a signed size can hold with room to add: 1 TiB is more than any machine this runs on.
+MAX_SEGMENT_BYTES = 1 << 40
+SEALS = FP_SEALS
+
+_live = 0
+
+
+def live() -> int:
+    """How many segments this process has mapped: tests compare it before and after."""
+    return _live
+
+
+cdef class Segment:
+    """A mapped memory segment. Unmapped when the last object that uses it is gone: arrays keep it alive through their leases."""
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __init__(self):
+        raise TypeError("use Segment.create() or Segment.attach()")
+
+    @staticmethod
+    def create(bytes: int, name: str = "fastplug") -> Segment:
+        """A new segment of this process: pages allocated, mapped writable, then sealed.
+
+        Raises:
+            ArenaExhausted: the system gives no memory, no descriptor or no address space.
+        """
+        global _live
+        cdef Segment segment = Segment.__new__(Segment)
+        cdef int fd, code
+        cdef void* base
+        cdef uint64_t size = -(-bytes // PAGE_BYTES) * PAGE_BYTES
+        if not 0 < bytes <= MAX_SEGMENT_BYTES:
+            raise ValueError(f"a segment of {bytes} bytes cannot be made")
+        encoded = name.encode()
+        fd = memfd_create(encoded, MFD_CLOEXEC | MFD_ALLOW_SEALING)
+        if fd < 0:
+            raise _no_memory("memfd_create", c_errno, bytes)
+        segment.fd = fd
+        os.ftruncate(fd, size)
+        with nogil:
+            # Allocates now what would otherwise be a SIGBUS later (tmpfs full) and a page fault on the hot path.
+            code = posix_fallocate(fd, 0, size)
+        if code:
+            raise _no_memory("fallocate", code, bytes)
+        with nogil:
+            base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+        if base == MAP_FAILED:
+            raise _no_memory("mmap", c_errno, bytes)
+        segment.base = <unsigned char*>base
+        segment.bytes = size
+        segment.writable = True
+        _live += 1
+        with nogil:
+            madvise(base, size, MADV_POPULATE_WRITE)        # EINVAL before Linux 5.14: then the first pass faults
+        if fcntl(fd, F_ADD_SEALS, FP_SEALS) != 0:
+            raise _no_memory("sealing", c_errno, bytes)
+        return segment
+
+    @staticmethod
+    def attach(fd: int, bytes: int) -> Segment:
+        """A peer's segment, mapped read-only. Takes over ``fd``, also when it raises.
+
+        Args:
+            fd: as it came over the control socket.
+            bytes: the size that the peer announced.
+
+        Raises:
+            RemoteProtocolError: it is not what the protocol asks for, and why.
+            ArenaExhausted: this process can map no more.
+        """
+        global _live
+        cdef Segment segment = Segment.__new__(Segment)
+        cdef void* base
+        cdef int cfd = fd
+        cdef uint64_t size
+        segment.fd = fd
+        _check(fd, bytes)
+        size = bytes
+        with nogil:
+            base = mmap(NULL, size, PROT_READ, MAP_SHARED, cfd, 0)
+        if base == MAP_FAILED:
+            raise _no_memory("mmap", c_errno, bytes)
+        segment.base = <unsigned char*>base
+        segment.bytes = size
+        _live += 1
+        with nogil:
+            madvise(base, size, MADV_POPULATE_READ)
+        return segment
+
+    def __dealloc__(self):
+        global _live
+        if self.base != NULL:
+            munmap(self.base, self.bytes)
+            self.base = NULL
+            _live -= 1
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    @property
+    def address(self) -> int:
+        """Where it is mapped, for tests and for matching arrays with it."""
+        return <uint64_t>self.base
+
+    def read(self, offset: int, count: int) -> object:
+        """A copy of ``count`` bytes at ``offset``."""
+        if not 0 <= offset <= self.bytes or not 0 <= count <= self.bytes - offset:
+            raise ValueError("outside of the segment")
+        return self.base[<uint64_t>offset : <uint64_t>(offset + count)]
+
+    def write(self, offset: int, data: object) -> None:
+        """Writes to a segment of this process (tests play a hostile peer with it)."""
+        cdef const unsigned char[::1] view = data
+        cdef uint64_t i, at = offset
+        if not self.writable or at > self.bytes or <uint64_t>view.shape[0] > self.bytes - at:
+            raise ValueError("outside of the segment, or not ours")
+        for i in range(<uint64_t>view.shape[0]):
+            self.base[at + i] = view[i]
+
+
+cdef _no_memory(str what, int code, object bytes):
+    text = (
+        f"shared memory: {what} failed for {bytes} bytes: {os.strerror(code)}. "
+        "Free memory, raise the limit (RLIMIT_AS, RLIMIT_NOFILE, the memory cgroup), or use transport='socket'."
+    )
+    error = ArenaExhausted(text)
+    error.__cause__ = OSError(code, os.strerror(code))
+    return error
+
+
+def _check(int fd, object bytes) -> None:
+    """Seals by mask (newer kernels add F_SEAL_EXEC), type, size, pages."""
+    cdef int seals = fcntl(fd, F_GET_SEALS)
+    if seals < 0:
+        raise RemoteProtocolError(f"a segment's descriptor is no memfd ({os.strerror(c_errno)})")
+    if seals & FP_SEALS != FP_SEALS:
+        raise RemoteProtocolError(f"a segment is not sealed: seals {seals:#x}, wanted {int(FP_SEALS):#x}. It could shrink or be shared for writing.")
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise RemoteProtocolError("a segment's descriptor is no regular memory file")
+    if not 0 < bytes <= MAX_SEGMENT_BYTES or status.st_size != bytes or bytes % PAGE_BYTES:
+        raise RemoteProtocolError(f"a segment of {status.st_size} bytes was announced with {bytes}")
+    if status.st_blocks * 512 < bytes:
+        raise RemoteProtocolError(f"a segment of {bytes} bytes is sparse: {status.st_blocks * 512} bytes have pages")
+
+
