@@ -14,22 +14,19 @@ from .message import Buffer, answer
 
 __all__ = ["BareGrpcio"]
 
-METHOD = "/bench.Bench/Call"
+SERVICE, METHOD = "bench.Bench", "Call"
 OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 READY_TIMEOUT_S = 30  # a watchdog for an interpreter to start and import grpc on a busy machine
 
 
-class Handler(grpc.GenericRpcHandler):
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        return grpc.unary_unary_rpc_method_handler(self.call)
-
-    @staticmethod
-    def call(request: bytes, _context: grpc.ServicerContext) -> bytes:
-        return bytes(answer(request[:1], memoryview(request)[1:]))
+def call(request: bytes, _context: grpc.ServicerContext) -> bytes:
+    return bytes(answer(request[:1], memoryview(request)[1:]))
 
 
 def serve(address: str, lifeline: Any) -> None:
-    server = grpc.server(ThreadPoolExecutor(1), handlers=(Handler(),), options=OPTIONS)
+    server = grpc.server(ThreadPoolExecutor(1), options=OPTIONS)
+    methods = {METHOD: grpc.unary_unary_rpc_method_handler(call)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     server.add_insecure_port(address)
     server.start()
     try:
@@ -58,7 +55,7 @@ class BareGrpcio(BytesPeer):
         self.spawn(serve, address, other)
         other.close()
         self._channel = grpc.insecure_channel(address, options=OPTIONS)
-        self._call = self._channel.unary_unary(METHOD)
+        self._call = self._channel.unary_unary(f"/{SERVICE}/{METHOD}")
         self._call(b"E", wait_for_ready=True, timeout=READY_TIMEOUT_S)
 
     def exchange(self, operation: bytes, body: Buffer, data: Buffer | None = None) -> Buffer:

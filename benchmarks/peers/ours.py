@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fastplug
-
-from ..bench_api import Bench
+from benchmarks.bench_api import Bench
 
 __all__ = ["InProcess", "OwnGrpc", "OwnSocket", "SharedMemory", "plugin_environment", "plugin_target"]
 

@@ -13,7 +13,7 @@ from .message import Buffer, answer
 
 __all__ = ["UnixSocket"]
 
-_PREFIX = struct.Struct("<cQ")  # operation, bytes that follow
+_PREFIX = struct.Struct("<c7xQ")  # operation, bytes that follow; padded to align the elements of an array
 FIRST_BUFFER_BYTES = 1 << 16
 
 
