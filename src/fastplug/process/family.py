@@ -4,7 +4,7 @@ Imports only what a bare interpreter has loaded anyway: the warden, which has to
 """
 
 # pathlib, typing, signal or collections would double the warden's start-up
-# ruff: noqa: PTH
+# ruff: noqa: PTH123, PTH208
 
 from __future__ import annotations
 
