@@ -45,65 +45,59 @@ def _read(path: str) -> str:
         return ""
 
 
-def _descriptors() -> set[str]:
-    """``number -> what it is``, so that a number that was reused for something else counts as new."""
-    found = set()
+def _descriptors() -> Iterator[str]:
+    """Number and target, so that a number that was reused for something else counts as new."""
     for number in os.listdir("/proc/self/fd"):
         try:
-            found.add(f"descriptor {number} -> {os.readlink(f'/proc/self/fd/{number}')}")
+            yield f"descriptor {number} -> {os.readlink(f'/proc/self/fd/{number}')}"
         except FileNotFoundError:
             continue  # the descriptor of this very listing
-    return found
 
 
-def _children() -> set[str]:
-    """Direct children, zombies included: they are the ones that nobody waited for."""
-    pids = {pid for task in os.listdir("/proc/self/task") for pid in _read(f"/proc/self/task/{task}/children").split()}
-    return {f"child process {pid}: {_command_line(pid)}" for pid in pids}
-
-
-def _orphans() -> set[str]:
-    """Descendants whose parent is not this process any more, recognised by their environment."""
+def _processes() -> Iterator[str]:
+    """Children, zombies included (nobody waited for them), and descendants that have lost their parent, known by their environment."""
+    for task in os.listdir("/proc/self/task"):
+        yield from (f"process {pid}" for pid in _read(f"/proc/self/task/{task}/children").split())
     mark = f"{MARK}={os.environ[MARK]}"
-    own = str(os.getpid())
-    return {
-        f"process {pid}: {_command_line(pid)}"
-        for pid in os.listdir("/proc")
-        if pid.isdecimal() and pid != own and mark in _read(f"/proc/{pid}/environ").split("\0")
-    }
+    others = (pid for pid in os.listdir("/proc") if pid.isdecimal() and pid != str(os.getpid()))
+    yield from (f"process {pid}" for pid in others if mark in _read(f"/proc/{pid}/environ").split("\0"))
 
 
-def _command_line(pid: str) -> str:
-    return _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip() or "(zombie)"
+def _threads() -> Iterator[str]:
+    return (f"thread {thread.name} ({thread.ident})" for thread in threading.enumerate())
 
 
-def _threads() -> set[str]:
-    return {f"thread {thread.name} ({thread.ident})" for thread in threading.enumerate()}
+def _files() -> Iterator[str]:
+    return (f"temporary file {entry.path}" for entry in os.scandir(tempfile.gettempdir()) if entry.name.startswith(OUR_FILES))
 
 
-def _files() -> set[str]:
-    return {f"temporary file {entry.path}" for entry in os.scandir(tempfile.gettempdir()) if entry.name.startswith(OUR_FILES)}
+def _mappings() -> Iterator[str]:
+    return (f"mapping {line}" for line in _read("/proc/self/maps").splitlines() if OUR_MAPPINGS in line)
 
 
-def _mappings() -> set[str]:
-    return {f"mapping {line}" for line in _read("/proc/self/maps").splitlines() if OUR_MAPPINGS in line}
-
-
-LOOKS: tuple[Callable[[], set[str]], ...] = (_children, _orphans, _descriptors, _threads, _files, _mappings)
+LOOKS: tuple[Callable[[], Iterator[str]], ...] = (_processes, _descriptors, _threads, _files, _mappings)
 
 
 def _held() -> set[str]:
-    return set().union(*(look() for look in LOOKS))
+    return {thing for look in LOOKS for thing in look()}
+
+
+def _in_full(thing: str) -> str:
+    """With the command line of a process: it may change while it starts and ends, so it is no part of what is compared."""
+    kind, _, pid = thing.partition(" ")
+    if kind != "process":
+        return thing
+    command = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
+    return f"{thing}: {command or 'ended, but nobody has waited for it'}"
 
 
 def _left_behind(before: set[str]) -> list[str]:
     """What is held now and was not before, once it has had its time to go."""
     end = time.monotonic() + SETTLE_S
     while new := _held() - before:
+        if time.monotonic() > end:
+            return sorted(map(_in_full, new))
         gc.collect()
-        new &= _held()
-        if not new or time.monotonic() > end:
-            return sorted(new)
         time.sleep(LOOK_AGAIN_S)
     return []
 
