@@ -4,7 +4,7 @@ Imports only what a bare interpreter has loaded anyway: the warden, which has to
 """
 
 # pathlib, typing, signal or collections would double the warden's start-up
-# ruff: noqa: PTH123, PTH208
+# ruff: noqa: PTH123
 
 from __future__ import annotations
 
