@@ -82,9 +82,9 @@ class Offer:
         """The offer in the value of FASTPLUG_OFFER; None if it is void. Never raises: in doubt there was no offer."""
         if not text or len(text.encode("utf-8", "surrogatepass")) > OFFER_BYTES_MAX:
             return None
-        pairs = [part.partition("=")[::2] for part in text.split(";")]
-        values = dict(pairs)
-        if len(values) != len(pairs):
+        parts = [part.partition("=") for part in text.split(";")]
+        values = {key: value for key, _, value in parts}
+        if len(values) != len(parts):
             return None  # a key that comes twice contradicts itself
         pid, fd = _decimals(values.get("pid", "")), _decimals(values.get("fd", ""))
         versions, transports = _decimals(values.get("fast", "")), values.get("transport", "")
