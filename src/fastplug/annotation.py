@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 from fastplug.errors import ConfigError
 
-__all__ = ["FieldNode", "Kind", "MISSING", "Missing", "TypeNode", "resolve"]
+__all__ = ["MISSING", "FieldNode", "Kind", "Missing", "TypeNode", "resolve"]
 
 # The codec refuses a value nested deeper than this (docs/wire.md, "Values"); a type that only such values have is a mistake.
 DEPTH_LIMIT = 64
@@ -382,17 +382,23 @@ def _dtype(annotation: Any, args: tuple[Any, ...], where: str) -> str | None:
     """numpy's name of the dtype in ``ndarray[shape, dtype[scalar]]``; None for any. The shape is not looked at."""
     import numpy as np  # loaded already: the annotation is numpy's own class
 
-    declared = args[1] if len(args) > 1 else Any
-    scalar: Any = next(iter(typing.get_args(declared)), Any) if declared is not np.dtype else Any
-    # The bare npt.NDArray holds numpy's own type variable.
-    if scalar in (Any, np.generic) or (isinstance(scalar, typing.TypeVar) and scalar.__module__.startswith("numpy")):
+    scalar = _scalar(args)
+    if scalar in (Any, np.generic):
         return None
     concrete = any(scalar is known for known in np.sctypeDict.values())  # np.floating and the like are not in it
-    if not concrete or np.dtype(scalar).kind not in "biufc":
+    dtype: np.dtype[Any] = np.dtype(scalar if concrete else object)
+    if dtype.kind not in "biufc":
         raise _refusal(
             annotation, where, "is no array of bool, integers, floats or complex numbers", "name np.float64, np.int32, ... or Any"
         )
-    return np.dtype(scalar).name
+    return dtype.name
+
+
+def _scalar(args: tuple[Any, ...]) -> Any:
+    """The scalar type in the arguments of ``ndarray[shape, dtype[scalar]]``; Any where nothing is said."""
+    scalar: Any = next(iter(typing.get_args(args[1])), Any) if len(args) > 1 else Any
+    # The bare npt.NDArray holds numpy's own type variable.
+    return Any if isinstance(scalar, typing.TypeVar) and scalar.__module__.startswith("numpy") else scalar
 
 
 def _shown(annotation: Any) -> str:

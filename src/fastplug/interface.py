@@ -135,8 +135,8 @@ class _Declaration:
     def check_member(self, name: str, member: Any) -> None:
         where = f"{self.name}.{name}"
         if not isinstance(member, types.FunctionType | type):
-            what = type(member).__name__ if isinstance(member, property | classmethod | staticmethod) else "attribute"
-            raise ConfigError(f"{where} is a {what}; an interface has plain methods only: make it a method, or start its name with _")
+            what = f"a {type(member).__name__}" if isinstance(member, property | classmethod | staticmethod) else "an attribute"
+            raise ConfigError(f"{where} is {what}; an interface has plain methods only: make it a method, or start its name with _")
         if inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member):
             raise ConfigError(f"{where} is async; declare it with plain def: callers wait for its result")
         if inspect.isgeneratorfunction(member):
@@ -224,9 +224,8 @@ def check_implementation(implementation: object, interface: Interface) -> tuple[
             faults.append(fault)
     if faults:
         cls = implementation if isinstance(implementation, type) else type(implementation)
-        raise ConfigError(
-            f"{cls.__qualname__} does not implement {interface.name}: {'; '.join(faults)}. Define it in the class (inheriting it from the interface is not enough)"
-        )
+        advice = "Define it in the class (what it inherits from the interface does not count)"
+        raise ConfigError(f"{cls.__qualname__} does not implement {interface.name}: {'; '.join(faults)}. {advice}")
     return tuple(implemented)
 
 
