@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ __all__ = ["ZeroMq"]
 
 COPY_THRESHOLD_BYTES = 1 << 16  # pyzmq's own zmq.COPY_THRESHOLD: below, copying is cheaper than keeping track
 LINGER_MS = 0  # nothing is in flight when a socket is closed
+QUIT_TIMEOUT_MS = 2000  # for the server's last answer
 HOST_POLL_S = 1.0  # how often the server looks whether its host still lives
 
 
@@ -75,7 +77,9 @@ class ZeroMq(BytesPeer):
 
     def close(self) -> None:
         if self._channel is not None:
-            self.exchange(b"Q", b"")
+            self._channel.rcvtimeo = QUIT_TIMEOUT_MS
+            with contextlib.suppress(zmq.Again):  # the server has ended already
+                self.exchange(b"Q", b"")
             self._channel.close()
             self._context.term()
             self._channel = None

@@ -43,8 +43,10 @@ class LazyPeer:
     def get(self) -> Peer:
         if self._peer is None:
             self._peer = load(self.name)
-            atexit.register(self._peer.stop)
-            self._peer.start()
+            try:
+                self._peer.start()
+            finally:
+                atexit.register(self._peer.stop)  # last in, first out: before multiprocessing ends its children
         return self._peer
 
 
