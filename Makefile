@@ -40,11 +40,11 @@ demo: build  ## real data through a plugin over every transport
 	@ci/demo
 bench: build  ## measure against the C floor, sockets, pipes, pyzmq, grpcio; wants an idle machine
 	@ci/bench
-fuzz: build  ## a target per parser, for FUZZ_S seconds each (60)
+fuzz: build  ## a target per parser, FUZZ_EXAMPLES examples each (20000)
 	@ci/fuzz
 soak: build  ## ten million calls, memory and descriptors watched
 	@ci/soak
-interop-full: build  ## both directions against real Go peers, every version
+interop-full: build  ## both directions against real Go peers, long tests too
 	@ci/interop-full
 
 clean:  ## remove what builds and tests made, but no virtual environment

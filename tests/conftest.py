@@ -10,14 +10,17 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+ROOT = Path(__file__).parents[1]
 # The slowest thing that may still be under way when a test returns is the warden's own bound of 2 s; the rest is for a loaded machine.
 SETTLE_S = 8.0
 # Between two looks. Nothing announces "this process holds one descriptor less", so the fixture has to look again.
@@ -28,6 +31,13 @@ OUR_FILES = ("fastplug-", "plugin")
 OUR_MAPPINGS = "/memfd:fastplug"
 
 failed = pytest.StashKey[bool]()
+
+# Examples are the same in every run of `make test`; `make fuzz` (ci/fuzz) draws new ones, and many. No example has a time limit.
+hypothesis.settings.register_profile("test", deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+    "fuzz", deadline=None, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "20000")), suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -136,3 +146,15 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     left = _left_behind(before)
     assert not left, "left behind by this test:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session")
+def go() -> str:
+    """The path of a go tool. Tests that use it are marked ``go`` and skipped, with the reason, where there is none."""
+    given = os.environ.get("FASTPLUG_GO")
+    if given:
+        return given
+    found = subprocess.run([str(ROOT / "ci" / "find_go")], capture_output=True, text=True, check=False)
+    if found.returncode != 0:
+        pytest.skip(found.stderr.strip().splitlines()[-1])
+    return found.stdout.strip()
