@@ -289,14 +289,18 @@ class _Resolver:
         raise _refusal(cls, where)
 
     def _struct(self, cls: type, where: str, depth: int) -> TypeNode:
+        import inspect  # dataclasses and msgspec have imported it already
+
         if getattr(cls, "__parameters__", ()):
             raise _refusal(cls, where, "is generic", _CONCRETE)
         node = self.memo[cls] = TypeNode(Kind.STRUCT, cls=cls)
         fields = []
         for name, default in (_dataclass_fields if hasattr(cls, "__dataclass_fields__") else _msgspec_fields)(cls, where):
-            owner = next(base for base in cls.__mro__ if name in vars(base).get("__annotations__", ()))
+            owner = next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
             inside = f"{where}, field {cls.__name__}.{name}"
-            fields.append(FieldNode(name, self._names_of(owner, cls).node(owner.__annotations__[name], inside, depth + 1), default))
+            fields.append(
+                FieldNode(name, self._names_of(owner, cls).node(inspect.get_annotations(owner)[name], inside, depth + 1), default)
+            )
         node.fields = tuple(fields)
         return node
 

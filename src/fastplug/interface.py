@@ -93,7 +93,11 @@ def interface(name: str) -> Callable[[_C], _C]:
 
 
 def optional(method: _F) -> _F:
-    """Marks a method of an interface that a plugin may lack. Calling it on such a plugin raises InterfaceMismatch."""
+    """Marks a method of an interface that a plugin may lack. Calling it on such a plugin raises InterfaceMismatch.
+
+    Type checkers take a Protocol's method with an empty body for abstract: give this one a body, such as a ``return``, if
+    implementations without it should pass them. The body never runs.
+    """
     setattr(method, _OPTIONAL, True)
     return method
 
@@ -184,7 +188,7 @@ class _Declaration:
 
 def _members(owner: type) -> dict[str, Any]:
     """The public names that a class body defines or only annotates, in order of definition."""
-    annotated = dict.fromkeys(vars(owner).get("__annotations__", ()))
+    annotated = dict.fromkeys(inspect.get_annotations(owner))
     return {name: member for name, member in {**annotated, **vars(owner)}.items() if not name.startswith("_")}
 
 

