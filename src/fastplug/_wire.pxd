@@ -1,10 +1,12 @@
-# The header of _wire.pyx: frames, and the length-prefixed value codec. The layout is specified in docs/wire.md.
+# The header of _wire: frames, and the length-prefixed value codec. The layout is specified in docs/wire.md.
 #
 # Pure: bytes in, values out, and back. What a value needs from outside (memory for arrays, a way to send) comes in through
 # two small base classes: ArrayPort (how an array leaves and arrives) and Link (how a frame leaves and arrives).
 
-cimport cython
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+
+# Declared there, and meant to be cimported from here.
+from fastplug._wire_buffer cimport MESSAGE_MAX, ArrayPort, Codec, Decoder, Encoder, skip_rest, skip_value
 
 cdef enum:
     HEADER_BYTES = 32
@@ -36,65 +38,6 @@ cdef packed struct FrameHeader:
 cdef int check_header(const FrameHeader* header) except -1  # RemoteProtocolError; PAD is the business of a lane
 
 
-@cython.final
-cdef class Encoder:
-    # A growing private buffer. reset() before each message; an error leaves it unusable until the next reset().
-    # A message over 1 MiB leaves a large buffer; the reset() after the next small message (or a second one in a row) shrinks it.
-    cdef unsigned char* data
-    cdef Py_ssize_t size
-    cdef Py_ssize_t capacity
-    cdef Py_ssize_t limit               # bytes; a larger message is refused
-    cdef int depth
-    cdef readonly ArrayPort port
-    cdef void reset(self) noexcept
-    cdef int grow(self, Py_ssize_t more) except -1
-    cdef unsigned char* take(self, Py_ssize_t n) except NULL       # n more bytes, uninitialised
-
-
-@cython.final
-cdef class Decoder:
-    # A private copy of one payload. fill(n) gives the memory to copy it to, and rewinds.
-    cdef unsigned char* data
-    cdef Py_ssize_t size                # of the payload in it
-    cdef Py_ssize_t pos
-    cdef Py_ssize_t capacity
-    cdef int depth
-    cdef readonly ArrayPort port
-    cdef unsigned char* fill(self, Py_ssize_t n) except NULL
-    cdef const unsigned char* need(self, Py_ssize_t n) except NULL  # the next n bytes, or RemoteProtocolError
-
-
-cdef class ArrayPort:
-    # How arrays leave and arrive. Subclasses: inline (socket, in-process) and arena (shared memory).
-    # put: encodes one array value, tag included; raises Unfit(got) for what is not an array of the declared kind. get: the tag has been read. commit: the frame is about to be published.
-    # rollback: it will not be. skip: passes over an array that nobody wants, tag read (its leases are given back).
-    # The base class carries no arrays: put and get raise LocalProtocolError, skip knows the inline form.
-    cdef public uint64_t copies         # copies made of array data, for stats()
-    cdef public uint64_t copied_bytes
-    cdef uint32_t named                 # blocks named since the last commit or rollback
-    cdef int put(self, Encoder enc, object array, Codec codec) except -1
-    cdef object get(self, Decoder dec, Codec codec)
-    cdef int skip(self, Decoder dec) except -1
-    cdef int commit(self) except -1
-    cdef int rollback(self) except -1
-
-
-cdef class Codec:
-    # One resolved annotation (annotation.TypeNode), compiled. `kind` is annotation.Kind.
-    cdef readonly int kind
-    cdef readonly str canonical         # for error texts
-    cdef readonly object cls            # enum, dataclass, Struct
-    cdef readonly str dtype             # of an array: numpy's name, or None for any
-    cdef tuple children                 # Codec: element(s), key and value, fields
-    cdef tuple names                    # of the fields
-    cdef tuple defaults                 # of the fields: _MISSING, or a callable that makes the default
-    cdef object extra                   # per kind: enum name <-> member tables
-    cdef object dtype_object            # set by the array port on first use: numpy.dtype, never touched by _wire
-    cdef int setup(self, object node, dict memo) except -1
-    cdef int encode(self, Encoder enc, object value) except -1
-    cdef object decode(self, Decoder dec)
-
-
 cdef class MethodCodec:
     # One method of an interface: binds and encodes arguments on one side, decodes and calls on the other.
     cdef readonly str interface
@@ -117,10 +60,6 @@ cdef class MethodCodec:
 
 cdef int encode_error(Encoder enc, object error) except -1      # the payload of FRAME_ERROR (wire.md, "Errors")
 cdef object decode_error(Decoder dec, str method)               # -> fastplug.errors.RemoteError (never raises it)
-cdef int skip_value(Decoder dec) except -1                      # passes over one value of any tag; gives leases back through the port
-# All values from where the decoder stands to its end; never raises RemoteProtocolError. For a reply that came too late (after fill), and
-# after decode failed: what was decoded before belongs to Python objects by then, so this gives back exactly the leases that nobody holds.
-cdef int skip_rest(Decoder dec) except -1
 
 
 cdef class Link:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import builtins
 import enum
-import os
 import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from fastplug.annotation import Kind, TypeNode
 from fastplug.errors import ArgumentError, PluginError, RemoteProtocolError, ResultError
+from fastplug.signature import canonical
 
 __all__ = [
     "TRACEBACK_BYTES_MAX",
@@ -39,10 +38,10 @@ __all__ = [
 TRACEBACK_BYTES_MAX = 64 * 1024
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_HERE = __file__.removesuffix("_wire_words.py")
 
 
-class Unfit(Exception):
+class Unfit(Exception):  # noqa: N818  it is no error of the tree
     """A value does not fit its declared type; ``got`` says in words what it is. Never leaves _wire: it becomes ArgumentError or
     ResultError there. With ``final`` the containers around the value do not add where it lies (limits concern the whole)."""
 
@@ -77,7 +76,7 @@ def shown(key: object) -> str:
     """A dict key, short enough for an error text."""
     try:
         text = repr(key)
-    except Exception:  # it only decorates the text of another error
+    except Exception:  # noqa: BLE001  it only decorates the text of another error
         return f"a key of type {got(key)}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -97,7 +96,9 @@ def argument_error(qualified: str, parameter: str, expected: str, value: object,
     if found is None:
         return error
     where = f"{qualified}(): argument {parameter!r}" if qualified else parameter
-    made = ArgumentError(f"{where} must be {expected}, got {found[0]}", method=qualified, parameter=parameter, expected=expected, got=found[0])
+    made = ArgumentError(
+        f"{where} must be {expected}, got {found[0]}", method=qualified, parameter=parameter, expected=expected, got=found[0]
+    )
     made.__cause__ = found[1]
     return made
 
@@ -140,7 +141,9 @@ def missing(qualified: str, positional: Sequence[str], keyword_only: Sequence[st
     listed = [repr(name) for name in names]
     told = " and ".join(listed) if len(listed) < 3 else f"{', '.join(listed[:-1])}, and {listed[-1]}"
     plural = "" if len(names) == 1 else "s"
-    return ArgumentError(f"{qualified}() missing {len(names)} required {manner} argument{plural}: {told}", method=qualified, parameter=names[0])
+    return ArgumentError(
+        f"{qualified}() missing {len(names)} required {manner} argument{plural}: {told}", method=qualified, parameter=names[0]
+    )
 
 
 def flag_name(cls: type[enum.Enum], value: object) -> bytes:
@@ -181,44 +184,6 @@ def takes_positional(cls: type, names: Sequence[str]) -> bool:
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == list(names)
 
 
-_SCALARS = {
-    Kind.NONE: "None",
-    Kind.BOOL: "bool",
-    Kind.INT: "int",
-    Kind.FLOAT: "float",
-    Kind.COMPLEX: "complex",
-    Kind.STR: "str",
-    Kind.BYTES: "bytes",
-    Kind.DATETIME: "datetime",
-    Kind.DATE: "date",
-    Kind.TIMEDELTA: "timedelta",
-    Kind.DECIMAL: "Decimal",
-    Kind.UUID: "UUID",
-}
-
-
-def canonical(node: TypeNode) -> str:
-    """A declared type as error texts name it: ``list[float]``, ``int?``, ``ndarray[float64]``, ``Point``."""
-    inner = [canonical(arg) for arg in node.args]
-    match node.kind:
-        case Kind.LIST:
-            return f"list[{inner[0]}]"
-        case Kind.TUPLE:
-            return f"tuple[{', '.join(inner) or '()'}]"
-        case Kind.SEQUENCE:
-            return f"tuple[{inner[0]}, ...]"
-        case Kind.DICT:
-            return f"dict[{inner[0]}, {inner[1]}]"
-        case Kind.OPTIONAL:
-            return f"{inner[0]}?"
-        case Kind.ENUM | Kind.STRUCT:
-            return node.cls.__name__ if node.cls else "?"
-        case Kind.ARRAY:
-            return f"ndarray[{node.dtype}]" if node.dtype else "ndarray"
-        case _:
-            return _SCALARS[node.kind]
-
-
 def cut_tail(text: str, limit_bytes: int = TRACEBACK_BYTES_MAX) -> str:
     """The end of a text, as many whole characters as fit; what UTF-8 cannot encode is escaped."""
     data = text.encode("utf-8", "backslashreplace")
@@ -228,7 +193,7 @@ def cut_tail(text: str, limit_bytes: int = TRACEBACK_BYTES_MAX) -> str:
 def _guarded_str(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as broken:
+    except Exception as broken:  # noqa: BLE001  the code of a class we do not know
         return f"<str() of this {type(error).__name__} raised {type(broken).__name__}>"
 
 
@@ -245,12 +210,12 @@ def _formatted(error: BaseException) -> str:
 
     try:
         return "".join(traceback.format_exception(type(error), error, _handler_traceback(error.__traceback__)))
-    except Exception as broken:  # a __str__ or a __cause__ that raises, a source file that is no text
+    except Exception as broken:  # noqa: BLE001  a __str__ or a __cause__ that raises, a source file that is no text
         return f"<the traceback could not be formatted: {type(broken).__name__}>\n"
 
 
 def _plain_args(error: BaseException) -> list[Any]:
-    args = error.args if isinstance(error.args, tuple) else ()
+    args = error.args
     if not all(type(arg) in _PLAIN for arg in args):
         return []
     size = sum(len(arg) if isinstance(arg, (str, bytes)) else arg.bit_length() // 8 if isinstance(arg, int) else 8 for arg in args)

@@ -11,7 +11,7 @@ LAYERS = (
     # words
     ("annotation", "config", "deadline", "errors", "interface", "plugin", "protocol", "signature"),
     # languages
-    ("_wire", "_wire_words"),
+    ("_wire", "_wire_buffer", "_wire_containers", "_wire_scalars", "_wire_words"),
     # resources
     ("net", "process", "shm"),
     # agreement
@@ -19,7 +19,7 @@ LAYERS = (
     # roles
     ("client", "server"),
     # faces
-    ("", "api"),
+    ("", "api", "entry"),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -29,7 +29,7 @@ BACK_BECAUSE = {
 }
 
 # Bytes, events and the time in, bytes and events out.
-PURE = ("_wire", "handshake", "process.hclog", "process.lifecycle")
+PURE = ("_wire", "_wire_buffer", "_wire_containers", "_wire_scalars", "_wire_words", "handshake", "process.hclog", "process.lifecycle")
 IMPURE = frozenset(
     {
         "_thread",

@@ -1,0 +1,86 @@
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from typing_extensions import disjoint_base
+
+from fastplug._wire_buffer import ArrayPort as ArrayPort
+from fastplug._wire_buffer import Codec as Codec
+from fastplug._wire_buffer import Decoder as Decoder
+from fastplug._wire_buffer import Encoder as Encoder
+from fastplug._wire_buffer import live as live
+from fastplug._wire_containers import compile_node as compile_node
+from fastplug._wire_containers import has_arrays as has_arrays
+from fastplug._wire_words import Unfit as Unfit
+from fastplug.errors import RemoteError
+from fastplug.interface import Method
+
+__all__ = [
+    "MESSAGE_BYTES_MAX",
+    "ArrayPort",
+    "Codec",
+    "Decoder",
+    "Encoder",
+    "Header",
+    "Link",
+    "MethodCodec",
+    "PyLink",
+    "Unfit",
+    "compile_node",
+    "has_arrays",
+    "live",
+    "pack_error",
+    "pack_header",
+    "unpack_error",
+    "unpack_header",
+]
+
+_Data: TypeAlias = bytes | bytearray | memoryview
+
+MESSAGE_BYTES_MAX: Final[int]
+
+class Header(NamedTuple):
+    size: int
+    kind: int
+    flags: int
+    call: int
+    interface: int
+    method: int
+    blocks: int
+    remaining_ns: int
+
+@disjoint_base
+class MethodCodec:
+    @property
+    def interface(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def qualified(self) -> str: ...
+    @property
+    def parameters(self) -> tuple[str, ...]: ...
+    def __init__(self, interface: str, method: Method) -> None: ...
+    def pack_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *, encoder: Encoder | None = None) -> bytes: ...
+    def unpack_arguments(self, data: _Data, *, decoder: Decoder | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]: ...
+    def pack_result(self, value: object, *, encoder: Encoder | None = None) -> bytes: ...
+    def unpack_result(self, data: _Data, *, decoder: Decoder | None = None) -> Any: ...
+
+@disjoint_base
+class Link:
+    inline_limit: int
+
+class PyLink(Link):
+    def send_frame(self, frame: bytes, until_s: float | None) -> None: ...
+    def receive_frame(self, until_s: float | None) -> bytes | None: ...
+
+def pack_error(error: BaseException) -> bytes: ...
+def unpack_error(data: _Data, method: str = "") -> RemoteError: ...
+def pack_header(
+    size: int,
+    kind: int,
+    flags: int = 0,
+    call: int = 0,
+    interface: int = 0,
+    method: int = 0,
+    blocks: int = 0,
+    remaining_ns: int = 0,
+) -> bytes: ...
+def unpack_header(data: _Data) -> Header: ...

@@ -1,0 +1,172 @@
+# What all of _wire stands on: the two buffers, the way an array takes (ArrayPort), the base of the codecs, and the primitives of
+# docs/wire.md, section 3. Whoever is not part of _wire cimports these from _wire.
+
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+cdef enum Tag:
+    NONE = 0x00
+    FALSE = 0x01
+    TRUE = 0x02
+    INT64 = 0x03
+    INT = 0x04
+    FLOAT = 0x05
+    COMPLEX = 0x06
+    STR = 0x07
+    BYTES = 0x08
+    LIST = 0x09
+    TUPLE = 0x0A
+    DICT = 0x0B
+    DATETIME = 0x0C
+    DATE = 0x0D
+    TIMEDELTA = 0x0E
+    DECIMAL = 0x0F
+    UUID = 0x10
+    ENUM = 0x11
+    STRUCT = 0x12
+    ARRAY = 0x13
+
+cdef enum:
+    MESSAGE_MAX = 1 << 30           # bytes; wire.md, "Limits"
+    DEPTH_MAX = 64
+
+
+@cython.final
+cdef class Encoder:
+    # A growing private buffer. reset() before each message; an error leaves it unusable until the next reset().
+    # A message over 1 MiB leaves a large buffer; the reset() after the next small message (or a second one in a row) shrinks it.
+    cdef unsigned char* data
+    cdef Py_ssize_t size
+    cdef Py_ssize_t capacity
+    cdef Py_ssize_t limit               # bytes; a larger message is refused
+    cdef int depth
+    cdef readonly ArrayPort port
+    cdef void reset(self) noexcept
+    cdef int grow(self, Py_ssize_t more) except -1
+    cdef inline unsigned char* take(self, Py_ssize_t n) except NULL:     # n more bytes, uninitialised
+        cdef unsigned char* place
+        # Both bounds in one look: the limit can be lower than the capacity.
+        if n > min(self.capacity, self.limit) - self.size:
+            self.grow(n)
+        place = self.data + self.size
+        self.size += n
+        return place
+
+
+@cython.final
+cdef class Decoder:
+    # A private copy of one payload. fill(n) gives the memory to copy it to, and rewinds.
+    cdef unsigned char* data
+    cdef Py_ssize_t size                # of the payload in it
+    cdef Py_ssize_t pos
+    cdef Py_ssize_t capacity
+    cdef int depth
+    cdef readonly ArrayPort port
+    cdef unsigned char* fill(self, Py_ssize_t n) except NULL
+    cdef inline const unsigned char* need(self, Py_ssize_t n) except NULL:      # the next n bytes, or RemoteProtocolError
+        cdef const unsigned char* place
+        if n > self.size - self.pos:
+            raise broken(self, f"a payload that ends {n - (self.size - self.pos)} bytes too early")
+        place = self.data + self.pos
+        self.pos += n
+        return place
+
+
+cdef class ArrayPort:
+    # How arrays leave and arrive. Subclasses: inline (socket, in-process) and arena (shared memory).
+    # put: encodes one array value, tag included; raises Unfit(got) for what is not an array of the declared kind. get: the tag has been read. commit: the frame is about to be published.
+    # rollback: it will not be. skip: passes over an array that nobody wants, tag read (its leases are given back).
+    # The base class carries no arrays: put and get raise LocalProtocolError, skip knows the inline form.
+    cdef public uint64_t copies         # copies made of array data, for stats()
+    cdef public uint64_t copied_bytes
+    cdef uint32_t named                 # blocks named since the last commit or rollback
+    cdef int put(self, Encoder enc, object array, Codec codec) except -1
+    cdef object get(self, Decoder dec, Codec codec)
+    cdef int skip(self, Decoder dec) except -1
+    cdef int commit(self) except -1
+    cdef int rollback(self) except -1
+
+
+cdef class Codec:
+    # One resolved annotation (annotation.TypeNode), compiled. `kind` is annotation.Kind.
+    cdef readonly int kind
+    cdef readonly str canonical         # for error texts
+    cdef readonly object cls            # enum, dataclass, Struct
+    cdef readonly str dtype             # of an array: numpy's name, or None for any
+    cdef tuple children                 # Codec: element(s), key and value, fields
+    cdef tuple names                    # of the fields
+    cdef tuple defaults                 # of the fields: _MISSING, or a callable that makes the default
+    cdef object extra                   # per kind: enum name <-> member tables
+    cdef object dtype_object            # set by the array port on first use: numpy.dtype, never touched by _wire
+    cdef int setup(self, object node, dict memo) except -1
+    cdef int encode(self, Encoder enc, object value) except -1
+    cdef object decode(self, Decoder dec)
+
+
+# RemoteProtocolError about what the peer sent, and where; confused() steps back to the tag, so that skip_rest() can go on.
+cdef object broken(Decoder dec, str what)
+cdef object confused(Decoder dec, str expected, int tag)
+cdef int load(Decoder dec, object data) except -1               # fills the decoder with a bytes-like
+cdef int finish(Decoder dec) except -1                          # RemoteProtocolError unless the payload is used up
+cdef tuple tuple_of(Decoder dec, tuple codecs, Py_ssize_t n)    # the next n values, each of the kind of its codec
+cdef int too_deep(Encoder enc) except -1
+cdef int skip_value(Decoder dec) except -1                      # passes over one value of any tag; gives leases back through the port
+# All values from where the decoder stands to its end; never raises RemoteProtocolError. For a reply that came too late (after fill), and
+# after decode failed: what was decoded before belongs to Python objects by then, so this gives back exactly the leases that nobody holds.
+cdef int skip_rest(Decoder dec) except -1
+
+
+cdef inline int tag_of(Decoder dec) except -1:
+    if dec.pos >= dec.size:
+        dec.need(1)
+    dec.pos += 1
+    return dec.data[dec.pos - 1]
+
+
+cdef inline int expect(Decoder dec, Codec codec, int tag) except -1:
+    cdef int found = tag_of(dec)
+    if found != tag:
+        raise confused(dec, codec.canonical, found)
+    return 0
+
+
+cdef inline Py_ssize_t length(Decoder dec) except -1:
+    # A number of bytes or of values: a value takes a byte at least, so neither can be more than what is left.
+    cdef uint32_t n
+    memcpy(&n, dec.need(4), 4)
+    if n > dec.size - dec.pos:
+        raise broken(dec, f"a length of {n} with {dec.size - dec.pos} bytes left")
+    return n
+
+
+cdef inline int put_head(Encoder enc, int tag, Py_ssize_t n) except -1:
+    cdef unsigned char* p = enc.take(5)
+    cdef uint32_t count = <uint32_t>n
+    p[0] = <unsigned char>tag
+    memcpy(p + 1, &count, 4)
+    return 0
+
+
+cdef inline int put_sized(Encoder enc, int tag, const char* text, Py_ssize_t n) except -1:
+    cdef unsigned char* p
+    cdef uint32_t count = <uint32_t>n                     # take() refuses what does not fit in 32 bits
+    p = enc.take(5 + n)
+    p[0] = <unsigned char>tag
+    memcpy(p + 1, &count, 4)
+    memcpy(p + 5, text, n)
+    return 0
+
+
+cdef inline int enter(Encoder enc) except -1:
+    enc.depth += 1
+    if enc.depth > DEPTH_MAX:
+        too_deep(enc)
+    return 0
+
+
+cdef inline int enter_decoder(Decoder dec) except -1:
+    dec.depth += 1
+    if dec.depth > DEPTH_MAX:
+        raise broken(dec, f"a value nested deeper than {DEPTH_MAX} levels")
+    return 0
