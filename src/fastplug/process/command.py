@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -13,7 +14,6 @@ from pathlib import Path
 from fastplug.errors import Closed, ConfigError, StartError
 from fastplug.process.child import Child
 from fastplug.process.diagnosis import diagnose
-from fastplug.process.stream import PluginStream
 
 __all__ = ["CommandRunner"]
 
@@ -65,7 +65,7 @@ class CommandRunner:
         self._stdin = stdin
         self._lock = threading.Lock()
         self._child: Child | None = None
-        self._streams: tuple[PluginStream, ...] = ()
+        self._streams: tuple[io.FileIO, ...] = ()
         self._start_error: Exception | None = None
         self._closed = False
 
@@ -95,13 +95,13 @@ class CommandRunner:
         return None if self._child is None else self._child.returncode
 
     @property
-    def stdout(self) -> PluginStream:
-        """Its stdout; one thread reads it. Raises: Closed before `start`."""
+    def stdout(self) -> io.FileIO:
+        """Its stdout, unbuffered; poll it and read, until `close`. Raises: Closed before `start`."""
         return self._stream(0)
 
     @property
-    def stderr(self) -> PluginStream:
-        """Its stderr; one thread reads it. Raises: Closed before `start`."""
+    def stderr(self) -> io.FileIO:
+        """Its stderr, as `stdout`. Raises: Closed before `start`."""
         return self._stream(1)
 
     def start(self) -> None:
@@ -123,11 +123,9 @@ class CommandRunner:
 
     def _start(self) -> None:
         with contextlib.ExitStack() as on_failure:
-            stdout = on_failure.enter_context(PluginStream())
-            stderr = on_failure.enter_context(PluginStream())
-            self._child = Child(self._popen(stdout=stdout.writer, stderr=stderr.writer))
-            stdout.close_writer()
-            stderr.close_writer()
+            (stdout, its_stdout), (stderr, its_stderr) = (_pipe(on_failure) for _ in range(2))
+            with its_stdout, its_stderr:
+                self._child = Child(self._popen(stdout=its_stdout.fileno(), stderr=its_stderr.fileno()))
             self._streams = (stdout, stderr)
             on_failure.pop_all()
 
@@ -186,7 +184,9 @@ class CommandRunner:
         return diagnose(self.argv, env=self._env, cwd=self._cwd, error=self._start_error, returncode=returncode)
 
     def close(self) -> None:
-        """Kill what still runs, send readers of the streams home, give all descriptors back. Idempotent.
+        """Kill what still runs and give all descriptors back. Idempotent, bounded.
+
+        Nobody may be in a read of the streams any more: where a daemon that the plugin left holds its pipe, it would not return.
 
         In a forked copy of the host it only closes the copy's descriptors.
         """
@@ -200,7 +200,7 @@ class CommandRunner:
                 return
             self.kill_group()
             for stream in self._streams:
-                stream.close()
+                stream.close()  # cannot block, unlike a buffered file, whose close waits for a read in progress
             self._child.release()
 
     def _started(self) -> Child:
@@ -208,6 +208,12 @@ class CommandRunner:
             raise Closed(f"runner {self.name!r} was not started: call start() first")
         return self._child
 
-    def _stream(self, index: int) -> PluginStream:
+    def _stream(self, index: int) -> io.FileIO:
         self._started()
         return self._streams[index]
+
+
+def _pipe(on_failure: contextlib.ExitStack) -> tuple[io.FileIO, io.FileIO]:
+    """Both ends of a pipe, closed on failure."""
+    reader, writer = os.pipe()
+    return on_failure.enter_context(io.FileIO(reader, "rb")), on_failure.enter_context(io.FileIO(writer, "wb"))

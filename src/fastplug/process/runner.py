@@ -49,7 +49,10 @@ class Runner(Protocol):
 
     @property
     def stdout(self) -> io.RawIOBase:
-        """The plugin's stdout, from ``start`` on. One thread reads it, for ever: a plugin must not block on a full pipe."""
+        """The plugin's stdout, unbuffered, from ``start`` on; ``fileno()`` can be polled.
+
+        One thread polls and reads it as long as there is a plugin, so that it never blocks on a full pipe.
+        """
         ...
 
     @property
@@ -103,7 +106,7 @@ class Runner(Protocol):
         ...
 
     def close(self) -> None:
-        """Give everything back: readers of the streams get end of file, a running process is killed. Idempotent, bounded."""
+        """Kill a running process and give everything back. Nobody reads the streams any more. Idempotent, bounded."""
         ...
 
 

@@ -23,16 +23,19 @@ TYPE_CHECKING = False  # as typing.TYPE_CHECKING
 if TYPE_CHECKING:
     import signal
     import socket
-
-    from fastplug.process.family import kill_family
 else:
     import _signal as signal
     import _socket as socket
 
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # -I leaves the script's own folder out
+if TYPE_CHECKING or __name__ != "__main__":
+    from fastplug.process.family import kill_family
+else:  # by path, without the package, whose imports the warden has no use for; -I leaves even the script's own folder out
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     from family import kill_family
 
     del sys.path[0]
+
+__all__ = ["main"]
 
 # "watch " and a pid of 20 digits at most
 MESSAGE_BYTES = 64
