@@ -82,6 +82,8 @@ def ratios(situations: dict[str, list[Round]]) -> dict[str, Any]:
 MARKS: tuple[tuple[str, tuple[str, ...], str, float, str], ...] = (
     ("64 B echo, times a Python Unix socket", ("ratios", "idle", "echo_64B: unix_socket / shm", "p50_ns", "median"), ">=", 20, "x"),
     ("64 B echo, times grpcio", ("ratios", "idle", "echo_64B: grpcio / shm", "p50_ns", "median"), ">=", 300, "x"),
+    ("a CPU each: times a Python Unix socket", ("ratios", "two_cpus", "echo_64B: unix_socket / shm", "p50_ns", "median"), ">=", 20, "x"),
+    ("a CPU each: times grpcio", ("ratios", "two_cpus", "echo_64B: grpcio / shm", "p50_ns", "median"), ">=", 300, "x"),
     ("one CPU: p50 to the socket's", ("ratios", "one_cpu", "echo_64B: shm / unix_socket", "p50_ns", "median"), "<=", 1.05, "x"),
     ("one CPU: mean to the socket's", ("ratios", "one_cpu", "echo_64B: shm / unix_socket", "mean_ns", "median"), "<=", 1.05, "x"),
     ("two hogs: p50 to the socket's", ("ratios", "hogs", "echo_64B: shm / unix_socket", "p50_ns", "median"), "<=", 1.05, "x"),
