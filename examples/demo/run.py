@@ -100,9 +100,14 @@ def check_edges(got: Images, expected: Images) -> None:
         assert got[name].shape == image.shape, name
 
 
-def copies_of(client: fastplug.Client, calls_before: int, copies_before: int) -> float:
+def counters(client: fastplug.Client) -> tuple[int, int]:
+    """Calls, and copies that host and plugin made of array data."""
     stats = client.stats()
-    return (stats["copies"] - copies_before) / max(stats["calls"] - calls_before, 1)
+    return stats["calls"], stats["copies"] + (stats.get("plugin_copies") or 0)
+
+
+def copies_per_call(before: tuple[int, int], after: tuple[int, int]) -> float:
+    return (after[1] - before[1]) / max(after[0] - before[0], 1)
 
 
 def over(transport: str, shared: bool, flights: Flights, images: Images, expected: Images) -> tuple[Run, Run, Images]:
@@ -117,12 +122,12 @@ def over(transport: str, shared: bool, flights: Flights, images: Images, expecte
         if shared:
             carrier, delay_min = born(client, carrier), born(client, delay_min)
             images = {name: born(client, image) for name, image in images.items()}
-        before = client.stats()
+        before = counters(client)
         check_statistic(stream_flights(demo, flights_run, carrier, delay_min, len(flights.names)), flights)
-        flights_run.copies = copies_of(client, before["calls"], before["copies"])
-        before = client.stats()
+        flights_run.copies = copies_per_call(before, counters(client))
+        before = counters(client)
         edges = stream_images(demo, images_run, images)
-        images_run.copies = copies_of(client, before["calls"], before["copies"])
+        images_run.copies = copies_per_call(before, counters(client))
     check_edges(edges, expected)  # what a plugin returned stays valid when it is gone
     return flights_run, images_run, edges
 
