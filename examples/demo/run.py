@@ -100,14 +100,10 @@ def check_edges(got: Images, expected: Images) -> None:
         assert got[name].shape == image.shape, name
 
 
-def counters(client: fastplug.Client) -> tuple[int, int]:
-    """Calls, and copies that host and plugin made of array data."""
+def copies(client: fastplug.Client) -> int:
+    """Copies that host and plugin have made of array data."""
     stats = client.stats()
-    return stats["calls"], stats["copies"] + (stats.get("plugin_copies") or 0)
-
-
-def copies_per_call(before: tuple[int, int], after: tuple[int, int]) -> float:
-    return (after[1] - before[1]) / max(after[0] - before[0], 1)
+    return int(stats["copies"] + (stats.get("plugin_copies") or 0))
 
 
 def over(transport: str, shared: bool, flights: Flights, images: Images, expected: Images) -> tuple[Run, Run, Images]:
@@ -122,12 +118,12 @@ def over(transport: str, shared: bool, flights: Flights, images: Images, expecte
         if shared:
             carrier, delay_min = born(client, carrier), born(client, delay_min)
             images = {name: born(client, image) for name, image in images.items()}
-        before = counters(client)
+        before = copies(client)
         check_statistic(stream_flights(demo, flights_run, carrier, delay_min, len(flights.names)), flights)
-        flights_run.copies = copies_per_call(before, counters(client))
-        before = counters(client)
+        flights_run.copies = (copies(client) - before) / len(flights_run.seconds)
+        before = copies(client)
         edges = stream_images(demo, images_run, images)
-        images_run.copies = copies_per_call(before, counters(client))
+        images_run.copies = (copies(client) - before) / len(images_run.seconds)
     check_edges(edges, expected)  # what a plugin returned stays valid when it is gone
     return flights_run, images_run, edges
 
