@@ -1,3 +1,125 @@
-"""fastplug: plugins as subprocesses, typed interfaces, numpy arrays over shared memory."""
+"""fastplug: typed plugins in processes of their own, at the speed of the machine.
+
+A map of the package, from what a user sees down; imports point down only:
+
+    faces        api.py                       open, start, serve, empty, Spec
+    roles        client.py  server.py         the host's and the plugin's part
+    agreement    handshake/  protocols/       who speaks what; fast, grpc, inproc
+    resources    process/  shm/               processes, shared memory
+    languages    _wire*.pyx                   frames and values
+    words        errors.py config.py annotation.py signature.py interface.py plugin.py protocol.py deadline.py
+
+Names are loaded when they are first used: importing the package costs next to nothing.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastplug.api import Spec, client_of, empty, open, proto_of, serve, start
+    from fastplug.client import Client
+    from fastplug.config import DEFAULT_HANDSHAKE, ClientConfig, HandshakeConfig, ServeConfig
+    from fastplug.deadline import deadline
+    from fastplug.errors import (
+        ArenaExhausted,
+        ArgumentError,
+        BrokerTimeout,
+        Cancelled,
+        ChecksumMismatch,
+        Closed,
+        ConfigError,
+        CopyRequired,
+        DeadlineExceeded,
+        HandshakeError,
+        HandshakeTimeout,
+        IncompatibleVersion,
+        InterfaceMismatch,
+        LocalProtocolError,
+        PluginDied,
+        PluginError,
+        ProcessNotFound,
+        ProtocolError,
+        RemoteError,
+        RemoteProtocolError,
+        ResultError,
+        RpcError,
+        StartError,
+        TlsRefused,
+        UnsupportedProtocol,
+    )
+    from fastplug.interface import interface, optional
+    from fastplug.plugin import InterfacePlugin, Plugin, PluginSet
+    from fastplug.process.runner import Runner
+
+__all__ = [
+    "DEFAULT_HANDSHAKE",
+    "ArenaExhausted",
+    "ArgumentError",
+    "BrokerTimeout",
+    "Cancelled",
+    "ChecksumMismatch",
+    "Client",
+    "ClientConfig",
+    "Closed",
+    "ConfigError",
+    "CopyRequired",
+    "DeadlineExceeded",
+    "HandshakeConfig",
+    "HandshakeError",
+    "HandshakeTimeout",
+    "IncompatibleVersion",
+    "InterfaceMismatch",
+    "InterfacePlugin",
+    "LocalProtocolError",
+    "Plugin",
+    "PluginDied",
+    "PluginError",
+    "PluginSet",
+    "ProcessNotFound",
+    "ProtocolError",
+    "RemoteError",
+    "RemoteProtocolError",
+    "ResultError",
+    "RpcError",
+    "Runner",
+    "ServeConfig",
+    "Spec",
+    "StartError",
+    "TlsRefused",
+    "UnsupportedProtocol",
+    "client_of",
+    "deadline",
+    "empty",
+    "interface",
+    "open",
+    "optional",
+    "proto_of",
+    "serve",
+    "start",
+]
+
+_PLACES = {
+    "fastplug.api": ("Spec", "client_of", "empty", "open", "proto_of", "serve", "start"),
+    "fastplug.client": ("Client",),
+    "fastplug.config": ("DEFAULT_HANDSHAKE", "ClientConfig", "HandshakeConfig", "ServeConfig"),
+    "fastplug.deadline": ("deadline",),
+    "fastplug.interface": ("interface", "optional"),
+    "fastplug.plugin": ("InterfacePlugin", "Plugin", "PluginSet"),
+    "fastplug.process.runner": ("Runner",),
+}
+
+
+def __getattr__(name: str) -> object:
+    import importlib
+
+    if name not in __all__:
+        raise AttributeError(f"module 'fastplug' has no attribute {name!r}")
+    place = next((module for module, names in _PLACES.items() if name in names), "fastplug.errors")
+    found: object = getattr(importlib.import_module(place), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

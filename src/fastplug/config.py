@@ -141,7 +141,6 @@ class ServeConfig:
         versioned_plugins: application version -> plugin set.
         handshake: cookie and application version.
         on_host_exit: "stop" ends the plugin when its host is gone; "stay" keeps it running.
-        logging: install a root logging handler that sends records to the host.
         arena_limit_bytes: most shared memory for results.
     """
 
@@ -149,7 +148,6 @@ class ServeConfig:
     versioned_plugins: Mapping[int, PluginSet] | None = None
     handshake: HandshakeConfig = DEFAULT_HANDSHAKE
     on_host_exit: OnHostExit = "stop"
-    logging: bool = True
     arena_limit_bytes: int | None = None
 
     def __post_init__(self) -> None:

@@ -244,6 +244,11 @@ class RemoteError(PluginError):
 # A plugin must not be able to end its host: these come as plain RemoteError, never as a class that also is one of them.
 _NEVER_REBUILT = frozenset({"SystemExit", "KeyboardInterrupt", "GeneratorExit", "StopIteration", "StopAsyncIteration"})
 
+# What fastplug itself raises in the plugin about a result keeps its type on the way to the host.
+_OWN: dict[str, type[PluginError]] = {
+    f"{cls.__module__}.{cls.__qualname__}": cls for cls in (ResultError, ArenaExhausted, CopyRequired, DeadlineExceeded)
+}
+
 _remote_classes: dict[str, type[RemoteError]] = {}
 
 
@@ -252,10 +257,10 @@ def _remote_class(name: str) -> type[RemoteError] | None:
     known = _remote_classes.get(name)
     if known is not None:
         return known
-    base = getattr(builtins, name, None)
+    base = _OWN.get(name) or getattr(builtins, name, None)
     if not (isinstance(base, type) and issubclass(base, Exception)) or name in _NEVER_REBUILT or base is Exception:
         return None
-    made = type(f"Remote{name}", (RemoteError, base), {"__module__": __name__, "__doc__": f"The handler raised {name}."})
+    made = type(f"Remote{base.__name__}", (RemoteError, base), {"__module__": __name__, "__doc__": f"The handler raised {base.__name__}."})
     _remote_classes[name] = made
     return made
 
@@ -268,7 +273,9 @@ def remote_error(
     Args: ``type_name`` qualified name of the class; ``bases`` names of its builtin ancestors, nearest first; ``args``
     its plain args. The first base that can be rebuilt from ``args`` decides the class; the rest is RemoteError.
     """
-    for name in bases if not _NEVER_REBUILT.intersection(bases) else ():
+    for name in (type_name if type_name in _OWN else None, *bases) if not _NEVER_REBUILT.intersection(bases) else ():
+        if name is None:
+            continue
         cls = _remote_class(name)
         if cls is None:
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Structural
 
@@ -57,14 +57,15 @@ class PluginContext:
     Attributes:
         config: the plugin's configuration.
         interfaces: interface and implementation, in the order they are announced.
-        environment: the plugin's environment (sockets' directory, ports).
+        socket_dir, socket_group: where to make Unix sockets, and for which group (PLUGIN_UNIX_SOCKET_DIR, _GROUP).
         control: the plugin's end of the control socket when the offer was honoured; the protocol owns it from here on.
         transport, version: of the fast protocol, as chosen.
     """
 
     config: ServeConfig
     interfaces: Sequence[tuple[Interface, Any]]
-    environment: Mapping[str, str]
+    socket_dir: str | None = None
+    socket_group: str | None = None
     control: socket.socket | None = None
     transport: str = ""
     version: int = 0
@@ -108,6 +109,9 @@ class ServerProtocol(Structural):
 
     def run(self) -> None:
         """Serves until the host asks for the end, or is gone. Called on the main thread."""
+
+    def stop(self) -> None:
+        """Any thread: the call in hand is finished, then run() returns."""
 
     def close(self) -> None:
         """Frees what ``serve`` made. Idempotent."""

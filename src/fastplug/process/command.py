@@ -13,7 +13,6 @@ from pathlib import Path
 
 from fastplug.errors import Closed, ConfigError, StartError
 from fastplug.process.child import Child
-from fastplug.process.diagnosis import diagnose
 
 __all__ = ["CommandRunner"]
 
@@ -180,6 +179,8 @@ class CommandRunner:
 
     def diagnose(self) -> str:
         """What is known about the program and its end, one finding a line, for the text of an error."""
+        from fastplug.process.diagnosis import diagnose  # with its imports 5 ms, and most plugins start
+
         returncode = self._child.returncode if self._child is not None else None
         return diagnose(self.argv, env=self._env, cwd=self._cwd, error=self._start_error, returncode=returncode)
 

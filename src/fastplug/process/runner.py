@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 __all__ = ["Runner", "RunnerFactory"]
 
 
-@runtime_checkable
 class Runner(Protocol):
     """One plugin process, from its start to its end. One runner starts one process, once.
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -127,7 +126,7 @@ def _meanings(name: str, python: str | os.PathLike[str] | None) -> Iterator[_Mea
     for value, distribution in _entry_points(name, python):
         argv = (interpreter(python), "-P", "-m", "fastplug.entry", value)  # -P: what is installed needs no module of the working directory
         yield _Meaning(f"the entry point {value} of {distribution}", repr(list(argv)), Command(argv, name), takes_python=True)
-    program = shutil.which(name)
+    program = _which(name)
     if program is not None:
         yield _Meaning(f"the program {program}", repr([name]), Command((program,), name))
 
@@ -162,10 +161,16 @@ def interpreter(python: str | os.PathLike[str] | None) -> str:
         if inside is None:
             raise ConfigError(f"python={given!r} is a folder but no virtual environment: there is no {path / _IN_ENVIRONMENT[0]}")
         return str(inside)
-    found = shutil.which(given) if isinstance(python, str) and os.sep not in given else shutil.which(str(path))
+    found = _which(given if isinstance(python, str) and os.sep not in given else str(path))
     if found is None:
         raise ConfigError(f"python={given!r}: there is no such program that may be executed")
     return found
+
+
+def _which(program: str) -> str | None:
+    import shutil  # with the compression modules it imports 5 ms, and a script does not need it
+
+    return shutil.which(program)
 
 
 def _site_folders(python: str | os.PathLike[str]) -> list[Path]:

@@ -71,24 +71,26 @@ class Warden:
                 if self._process is None or self._process.wait(0) or not self._send_watch(runner):
                     self._replace()
             except BaseException:
-                del self._plugins[runner.pid]
-                self._stop_if_idle()
+                self._drop(runner.pid)
                 raise
 
     def forget(self, runner: _Watched) -> None:
         """``runner``'s process is ended, or about to be closed: do not kill it. With the last one the warden ends."""
         with self._lock:
-            if runner.pid is None or self._plugins.pop(runner.pid, None) is None:
-                return
-            if self._plugins:
-                self._send(f"forget {runner.pid}")  # a dead warden is replaced at the next watch
-            self._stop_if_idle()
+            if runner.pid in self._plugins:
+                self._drop(runner.pid)
+
+    def _drop(self, pid: int) -> None:
+        del self._plugins[pid]
+        told = self._send(f"forget {pid}")
+        if not self._plugins:
+            self._stop(by_force=not told)
 
     def _replace(self) -> None:
-        self._stop()
+        self._stop(by_force=True)
         self._start()
         if not all(self._send_watch(runner) for runner in self._plugins.values()) or not self._is_ready():
-            self._stop()
+            self._stop(by_force=True)
             raise StartError(
                 "the warden process, which ends plugins when their host is killed, did not start: "
                 f"try it by hand: {sys.executable} -I -S {_MAIN} 0 0"
@@ -145,18 +147,17 @@ class Warden:
             return False
         return True
 
-    def _stop_if_idle(self) -> None:
-        if not self._plugins:
-            self._stop()
+    def _stop(self, *, by_force: bool) -> None:
+        """End the warden process, if there is one. It leaves by itself when its lifeline hangs up and it watches nothing.
 
-    def _stop(self) -> None:
-        """Let the warden process go, if there is one: it leaves when its lifeline hangs up and it watches nothing."""
+        What still watches something, or may not have been told that it does not, kills on a hang-up: that one gets no chance to.
+        """
         lifeline, self._lifeline = self._lifeline, None
         process, self._process = self._process, None
         if lifeline is None or process is None:
             return
-        if self._plugins:
-            process.signal_group(signal.SIGKILL)  # a hang-up would make it kill them
+        if by_force:
+            process.signal_group(signal.SIGKILL)
             process.wait(EXIT_TIMEOUT_S)
         try:
             lifeline.shutdown(socket.SHUT_RDWR)  # reaches it even if a process forked in C holds a copy of the descriptor
@@ -184,4 +185,5 @@ class Warden:
 warden = Warden()
 """The warden of this process."""
 
-os.register_at_fork(after_in_child=warden._after_fork_in_child)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=warden._after_fork_in_child)

@@ -6,8 +6,8 @@ LIFELINE is a SOCK_SEQPACKET socket, the other end of which the host holds; HOST
     forget <pid>    the host has ended this one itself
 
 The warden answers once, ``ready``. When HOST fires, or the lifeline hangs up, what is still watched is killed, with all that
-belongs to it. HOST is needed because a forked child of the host keeps the lifeline open; the lifeline, because a host that
-replaces itself by execve keeps its pid.
+belongs to it (see `family`; a grandchild in a session of its own only if its parent lives until then). HOST is needed because a
+forked child of the host keeps the lifeline open; the lifeline, because a host that replaces itself by execve keeps its pid.
 """
 
 # pathlib, socket, signal or typing would double its start-up: 10 ms and 8 MB without them.

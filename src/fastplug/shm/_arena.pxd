@@ -52,6 +52,7 @@ cdef class Ledger:
     cdef bint closed
     cdef Loan loan(self, Block block)
     cdef Loan at(self, uint64_t slot)
+    cdef int _forget(self, Loan loan) except -1
     cdef int tell(self, Block block) except -1
 
 
@@ -107,6 +108,7 @@ cdef class ArenaPort(ArrayPort):
     cdef readonly Lane lane
     cdef readonly bint strict           # CopyRequired instead of a copy
     cdef ArrayPort arrays               # _ndarray.ArenaArrays
+    cdef ArrayPort _arrays(self)
     cdef list lending                   # Loans named by the payload that is being encoded
     cdef int lend(self, Block block, uint32_t* slot) except -1
     cdef int spill(self, Encoder enc) except -1

@@ -221,8 +221,7 @@ cdef class Ledger:
     @property
     def lent(self) -> int:
         """Blocks that are out at this moment."""
-        cdef Loan loan
-        return sum(1 for loan in self.loans if loan is not None and loan.out())
+        return sum(1 for loan in self.loans if loan is not None and (<Loan>loan).out())
 
 
 cdef class Arena:
@@ -512,7 +511,7 @@ cdef class Borrowed:
         return lease
 
 
-cdef packed struct SpillReference:
+cdef struct SpillReference:
     uint32_t segment
     uint32_t slot
     uint64_t offset

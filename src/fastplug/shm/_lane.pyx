@@ -7,7 +7,7 @@ fills the end of a ring when the next one would wrap. A commit is one store of `
 import collections
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastplug._wire cimport FRAME_PAD, HEADER_BYTES, Decoder, FrameHeader, Link
@@ -25,10 +25,10 @@ cdef extern from "_atomics.h" nogil:
     void fp_publish_head(fp_lane*, const fp_lane*, uint64_t)
     int fp_shares_cpu(const fp_lane*)
     int fp_spin(const uint64_t*, uint64_t, int64_t)
-    void fp_sleep(uint32_t*, const uint64_t*, uint64_t, int64_t, const int*)
+    void fp_sleep(uint32_t*, const uint64_t*, uint64_t, int64_t, const int32_t*)
     uint32_t fp_load_flag(const uint32_t*)
-    void fp_set_gone(int*)
-    int fp_is_gone(const int*)
+    void fp_set_gone(int32_t*)
+    int fp_is_gone(const int32_t*)
     void fp_point(const char*)
     enum: FP_DEBUG
 

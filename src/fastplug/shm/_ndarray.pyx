@@ -7,7 +7,7 @@ or is copied to one), HOME (it lies in a block that the peer lent us, and goes b
 import numpy as np
 
 cimport numpy as cnp
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -23,14 +23,12 @@ from fastplug.errors import ArenaExhausted, CopyRequired, RemoteProtocolError
 cnp.import_array()
 
 cdef extern from "numpy/arrayobject.h":
-    object PyArray_NewFromDescr(PyObject* subtype, cnp.dtype descr, int nd, const cnp.npy_intp* dims, const cnp.npy_intp* strides, void* data, int flags, object obj)
+    object PyArray_NewFromDescr(PyTypeObject* subtype, cnp.dtype descr, int nd, const cnp.npy_intp* dims, const cnp.npy_intp* strides, void* data, int flags, object obj)
     int PyArray_SetBaseObject(cnp.ndarray, object) except -1
     int PyArray_CopyInto(cnp.ndarray, cnp.ndarray) except -1
     PyObject* PyArray_BASE(cnp.ndarray)
+    PyTypeObject PyArray_Type
     enum: NPY_MAXDIMS, NPY_ARRAY_ALIGNED, NPY_ARRAY_F_CONTIGUOUS, NPY_ARRAY_WRITEABLE
-
-cdef extern from "Python.h":
-    PyObject* PyArray_TypeObject "(PyObject*)&PyArray_Type"
 
 cdef enum:
     TAG_ARRAY = 0x13
@@ -59,7 +57,7 @@ cdef packed struct ArrayHead:
     uint8_t zero0
     uint8_t zero1
 
-cdef packed struct Place:
+cdef struct Place:
     uint32_t segment
     uint32_t slot
     uint64_t offset
@@ -197,7 +195,7 @@ cdef cnp.ndarray _view(cnp.dtype descr, int ndim, const cnp.npy_intp* shape, con
     if not <uint64_t>data & 15 or not <uint64_t>data % <uint64_t>max(descr.alignment, 1):
         flags |= NPY_ARRAY_ALIGNED
     Py_INCREF(descr)            # NewFromDescr takes it over
-    array = PyArray_NewFromDescr(PyArray_TypeObject, descr, ndim, shape, strides, data, flags, None)
+    array = PyArray_NewFromDescr(&PyArray_Type, descr, ndim, shape, strides, data, flags, None)
     if base is not None:
         Py_INCREF(base)         # SetBaseObject takes it over
         PyArray_SetBaseObject(array, base)
@@ -279,7 +277,7 @@ cdef class _Described(ArrayPort):
             raise RemoteProtocolError(f"an inline array of {self.it.nbytes} bytes came with {n}")
         Py_INCREF(self.it.descr)
         data = dec.need(n)
-        array = PyArray_NewFromDescr(PyArray_TypeObject, self.it.descr, self.it.head.ndim, self.it.shape, NULL, NULL,
+        array = PyArray_NewFromDescr(&PyArray_Type, self.it.descr, self.it.head.ndim, self.it.shape, NULL, NULL,
                                      1 if self.it.head.order == ORDER_FORTRAN else 0, None)
         if n >= <uint64_t>_COPY_RELEASING_GIL_BYTES:
             _copy_nogil(cnp.PyArray_DATA(array), data, n)

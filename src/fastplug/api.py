@@ -1,0 +1,212 @@
+"""What most programs need: open, start, serve, Spec, client_of, empty, proto_of."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from fastplug.config import (
+    CONNECT_TIMEOUT_S,
+    DEFAULT_HANDSHAKE,
+    START_TIMEOUT_S,
+    STOP_TIMEOUT_S,
+    ClientConfig,
+    HandshakeConfig,
+    OnHostExit,
+    ServeConfig,
+    Target,
+    Transport,
+)
+from fastplug.errors import ConfigError
+
+if TYPE_CHECKING:
+    import logging
+
+    import numpy.typing as npt
+
+    from fastplug.client import Client
+    from fastplug.plugin import PluginSet
+
+__all__ = ["Spec", "client_of", "empty", "open", "proto_of", "serve", "start"]
+
+T = TypeVar("T")
+
+
+def start(
+    target: Target,
+    *,
+    handshake: HandshakeConfig = DEFAULT_HANDSHAKE,
+    plugins: PluginSet | None = None,
+    versioned_plugins: Mapping[int, PluginSet] | None = None,
+    transport: Transport = "auto",
+    allowed_protocols: Sequence[str] = ("fast", "grpc"),
+    python: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    inherit_env: bool = True,
+    cwd: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    start_timeout_s: float = START_TIMEOUT_S,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    stop_timeout_s: float = STOP_TIMEOUT_S,
+    arena_limit_bytes: int | None = None,
+    strict_zero_copy: bool = False,
+    logger: logging.Logger | None = None,
+    runner: Callable[..., Any] | None = None,
+) -> Client:
+    """Starts a plugin and connects to it; use it with ``with``, or call ``kill()``.
+
+    Args:
+        target: a script, an argv, an entry point, a program on PATH, or ``module:Class`` for in-process. All others as in ClientConfig.
+
+    Raises:
+        ConfigError: nothing was started. StartError, HandshakeError and its kin: it was, and has been ended.
+    """
+    from fastplug.client import Client
+
+    return Client(
+        ClientConfig(
+            target=target, handshake=handshake, plugins=plugins, versioned_plugins=versioned_plugins, transport=transport,
+            allowed_protocols=allowed_protocols, python=python, env=env, inherit_env=inherit_env, cwd=cwd, name=name,
+            start_timeout_s=start_timeout_s, connect_timeout_s=connect_timeout_s, stop_timeout_s=stop_timeout_s,
+            arena_limit_bytes=arena_limit_bytes, strict_zero_copy=strict_zero_copy, logger=logger, runner=runner,
+        )
+    ).start()  # fmt: skip
+
+
+@contextlib.contextmanager
+def open(
+    target: Target,
+    iface: Callable[..., T],
+    *,
+    handshake: HandshakeConfig = DEFAULT_HANDSHAKE,
+    transport: Transport = "auto",
+    allowed_protocols: Sequence[str] = ("fast", "grpc"),
+    python: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    inherit_env: bool = True,
+    cwd: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    start_timeout_s: float = START_TIMEOUT_S,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    stop_timeout_s: float = STOP_TIMEOUT_S,
+    arena_limit_bytes: int | None = None,
+    strict_zero_copy: bool = False,
+    logger: logging.Logger | None = None,
+    runner: Callable[..., Any] | None = None,
+) -> Iterator[T]:
+    """One process, one interface: starts the plugin, gives a handle, ends the plugin with the block.
+
+    Args:
+        target: as for ``start``.
+        iface: the class with ``@fastplug.interface``. All others as in ClientConfig.
+
+    Raises:
+        What ``start`` raises, and InterfaceMismatch.
+    """
+    with start(
+        target, handshake=handshake, transport=transport, allowed_protocols=allowed_protocols, python=python, env=env,
+        inherit_env=inherit_env, cwd=cwd, name=name, start_timeout_s=start_timeout_s, connect_timeout_s=connect_timeout_s,
+        stop_timeout_s=stop_timeout_s, arena_limit_bytes=arena_limit_bytes, strict_zero_copy=strict_zero_copy, logger=logger, runner=runner,
+    ) as client:  # fmt: skip
+        yield client.dispense(iface)
+
+
+def serve(
+    implementation: object = None,
+    /,
+    *interfaces: type[Any],
+    plugins: PluginSet | None = None,
+    versioned_plugins: Mapping[int, PluginSet] | None = None,
+    handshake: HandshakeConfig = DEFAULT_HANDSHAKE,
+    on_host_exit: OnHostExit = "stop",
+    arena_limit_bytes: int | None = None,
+) -> None:
+    """Serves this process as a plugin, until the host ends it. Call it last, on the main thread.
+
+    Args:
+        implementation: what implements the interfaces; a context manager is entered before serving and left afterwards.
+        interfaces: which ones; by default those among its bases.
+        plugins, versioned_plugins: go-plugin's sets, instead of or beside ``implementation``.
+        handshake: cookie and application version.
+        on_host_exit: "stop" or "stay", when the host is gone.
+        arena_limit_bytes: most shared memory for results.
+
+    Raises:
+        ConfigError: an interface is not implemented; which method.
+        SystemExit: 1, when no host started this process.
+    """
+    from fastplug.server import serve_config, served_plugins
+
+    own = served_plugins((implementation,), interfaces) if implementation is not None else {}
+    if implementation is None and interfaces:
+        raise ConfigError("serve() got interfaces without an implementation")
+    both: dict[str, Any] | None = {**own, **(plugins or {})} if own or plugins is not None else None
+    serve_config(
+        ServeConfig(
+            plugins=both, versioned_plugins=versioned_plugins, handshake=handshake, on_host_exit=on_host_exit, arena_limit_bytes=arena_limit_bytes
+        )
+    )  # fmt: skip
+
+
+def client_of(handle: object) -> Client:
+    """The Client that a handle came from. Raises ConfigError for anything else."""
+    from fastplug.protocols.handle import Handle
+
+    client = handle._fastplug_client if isinstance(handle, Handle) else None
+    if client is None:
+        raise ConfigError(f"client_of() takes a handle from open() or dispense(), got {type(handle).__qualname__}")
+    found: Client = client
+    return found
+
+
+def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = "float64") -> npt.NDArray[Any]:
+    """An uninitialised array for a result: inside a handler it is born in the call's shared memory, and returning it copies nothing.
+
+    Elsewhere, and over other transports, an ordinary array. On the host use ``client.empty``.
+
+    Raises:
+        ArenaExhausted: over the plugin's arena limit.
+    """
+    from fastplug.protocols._call import serving_port
+
+    port = serving_port()
+    if port is None:
+        import numpy as np
+
+        return np.empty(shape, dtype)
+    from fastplug.shm import _ndarray
+
+    return _ndarray.empty(port.arena, shape, dtype)
+
+
+def proto_of(iface: Callable[..., Any]) -> str:
+    """The .proto of an interface's gRPC form, to write a Go host or plugin against. Raises ConfigError."""
+    from fastplug.interface import interface_of
+    from fastplug.protocols.grpc.prototext import proto_text
+
+    return proto_text(interface_of(iface))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec(Generic[T]):
+    """How to open a plugin: picklable where everything in it is, so that it can go to another process and be opened there.
+
+    Args:
+        target, iface: as for ``open``.
+        options: further arguments of ``open``.
+    """
+
+    target: Target
+    iface: Callable[..., T]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def open(self) -> contextlib.AbstractContextManager[T]:
+        """``fastplug.open`` with what this says."""
+        return open(self.target, self.iface, **self.options)
+
+    def start(self) -> Client:
+        """``fastplug.start`` with what this says."""
+        return start(self.target, **self.options)

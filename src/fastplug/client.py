@@ -1,0 +1,492 @@
+"""The host's role: start a plugin, shake hands, dispense its interfaces, end it (go-plugin: Client).
+
+The road: Runner.start -> handshake line -> negotiation -> Protocol.connect. ``process/lifecycle.py`` decides, this module does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import select
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastplug.config import BLOCKS_TIMEOUT_S, PING_TIMEOUT_S, ClientConfig
+from fastplug.errors import Closed, ConfigError, HandshakeTimeout, PluginDied, PluginError, StartError
+from fastplug.handshake.environment import Offer, host_environment
+from fastplug.handshake.line import HandshakeLine, LineReader
+from fastplug.handshake.negotiation import accept
+from fastplug.interface import interface_of
+from fastplug.plugin import InterfacePlugin, PluginSet
+from fastplug.process.command import CommandRunner
+from fastplug.process.lifecycle import Action, Event, Lifecycle, State
+from fastplug.process.runner import Runner
+from fastplug.process.stderr import OutputPump
+from fastplug.process.target import Command, InProcess, resolve_target
+from fastplug.process.warden import warden
+from fastplug.protocol import ClientProtocol, HostContext, protocol_named
+from fastplug.shm.watcher import watcher
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["Client"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("fastplug.client")
+
+# A process that closed its connection is about to end: its exit code is worth a moment, not more.
+REAP_TIMEOUT_S = 1.0
+# What it said last is in the pipe already when it has ended; a logging handler that hangs must not hang the error.
+SETTLE_TIMEOUT_S = 0.5
+PUMP_STOP_TIMEOUT_S = 1.0
+READ_BYTES = 64 * 1024
+# go-plugin's words for a wrong cookie; what our plugins print too.
+_COOKIE_REFUSED = "This binary is a plugin"
+
+_live: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+@atexit.register
+def _kill_all() -> None:
+    """A host that ends in order ends its plugins in order; the warden is for the other case."""
+    for client in list(_live):
+        client.kill()
+
+
+class Client:
+    """One plugin process and the connection to it. Thread-safe; not picklable (a ``Spec`` is); not restartable, as in go-plugin.
+
+    ``start`` may be called by itself; ``with Client(config) as client`` starts and kills.
+    """
+
+    def __init__(self, config: ClientConfig) -> None:
+        self.config = config
+        self.name = config.name or ""
+        self._owner_pid = os.getpid()
+        self._starting = threading.Lock()  # one thread drives the start; another may kill meanwhile
+        self._lock = threading.RLock()  # around the life cycle
+        self._stopping = threading.Lock()  # one thread drives a stop
+        self._life = Lifecycle(start_timeout_s=config.start_timeout_s, stop_timeout_s=config.stop_timeout_s)
+        self._runner: Runner | None = None
+        self._output: OutputPump | None = None
+        self._protocol: ClientProtocol | None = None
+        self._line: HandshakeLine | None = None
+        self._plugins: PluginSet = {}
+        self._killed = False
+        self._ending: tuple[int | None, tuple[str, ...]] = (None, ())
+        self._released = threading.Event()
+        self._failure: PluginError | None = None
+
+    def __repr__(self) -> str:
+        pid = f", pid {self.pid}" if self.pid else ""
+        transport = f", {self.transport}" if self.transport else ""
+        return f"<fastplug Client of plugin {self.name or self.config.target!r}: {self._life.state.value}{transport}{pid}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a live Client cannot be pickled; pickle a fastplug.Spec and open it where it is needed")
+
+    def __enter__(self) -> Client:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()
+
+    # -- what it is
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the plugin; None before the start and in-process."""
+        return self._runner.pid if self._runner is not None else None
+
+    @property
+    def id(self) -> str:
+        """What the runner calls the process; empty when there is none."""
+        return self._runner.id if self._runner is not None else ""
+
+    @property
+    def transport(self) -> str:
+        """"shm", "socket", "grpc" or "inproc"; empty before the connection."""
+        return self._protocol.transport if self._protocol is not None else ""
+
+    @property
+    def protocol(self) -> str:
+        """Field 5 of the line: "fast" or "grpc"; "inproc" without a process; empty before the handshake."""
+        if self._line is not None:
+            return self._line.protocol
+        return "inproc" if self.transport == "inproc" else ""
+
+    @property
+    def negotiated_version(self) -> int | None:
+        """The application version of the line; None before the handshake."""
+        return self._line.app_version if self._line is not None else None
+
+    @property
+    def exited(self) -> bool:
+        """Has the plugin ended (also by itself)?"""
+        return self._life.state is State.EXITED
+
+    # -- start
+
+    def start(self) -> Client:
+        """Starts the plugin and connects; returns self. Idempotent while it runs.
+
+        Raises:
+            ConfigError, StartError, HandshakeError and its kin; Closed when it was killed before.
+        """
+        with self._starting:
+            if self._life.state is State.CONNECTED:
+                return self
+            if self._life.state is not State.NEW:
+                raise self._failure or Closed(f"plugin {self.name!r} has ended; a Client starts one process, once: make a new one")
+            target = resolve_target(self.config.target, python=self.config.python)
+            self.name = self.config.name or target.name
+            if isinstance(target, InProcess):
+                self._start_inproc(target)
+            elif self.config.transport == "inproc":
+                raise ConfigError(f"transport='inproc' needs a target of the form module:Class, got {self.config.target!r}")
+            else:
+                self._start_process(target)
+            if self._life.state is not State.CONNECTED:
+                raise Closed(f"plugin {self.name!r} was killed while it started")
+            _live.add(self)
+            return self
+
+    def _start_inproc(self, target: InProcess) -> None:
+        from fastplug.protocols.inproc import load
+
+        if self.config.transport not in ("auto", "inproc"):
+            raise ConfigError(f"the target {self.config.target!r} runs in this process; transport must be 'auto' or 'inproc', not {self.config.transport!r}")
+        served = load(target.module, target.attribute)
+        self._feed(Event.START_REQUESTED)
+        self._feed(Event.PROCESS_STARTED)
+        context = HostContext(config=self.config, name=self.name, lost=self._lost, implementations=served)
+        self._plugins = self.config.offered_versions()[self.config.handshake.protocol_version]
+        self._protocol = protocol_named("inproc").connect(context)
+        self._feed(Event.CONNECTED)
+
+    def _start_process(self, command: Command) -> None:
+        offer_socket, plugin_socket = self._make_offer()
+        control: socket.socket | None = offer_socket
+        try:
+            self._feed(Event.START_REQUESTED)
+            offer = self._offer(plugin_socket)
+            runner = self._make_runner(command, offer, plugin_socket)
+            self._runner = runner
+            try:
+                runner.start()
+                warden.watch(runner)
+            except BaseException:
+                runner.close()
+                self._feed(Event.START_FAILED)
+                raise
+            self._feed(Event.PROCESS_STARTED)
+            if plugin_socket is not None:
+                plugin_socket.close()
+            self._output = OutputPump(self.name, runner.stderr)
+            if self.config.logger is not None:
+                self._output.logger = self.config.logger
+            try:
+                control = self._connect(runner, offer, control)
+            except BaseException as error:
+                self._refuse(error)
+                raise
+        finally:
+            for sock in (control, plugin_socket):
+                if sock is not None:
+                    sock.close()
+
+    def _make_offer(self) -> tuple[socket.socket | None, socket.socket | None]:
+        if self.config.transport == "grpc" or "fast" not in self.config.allowed_protocols:
+            return None, None
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        return mine, theirs
+
+    def _offer(self, plugin_socket: socket.socket | None) -> Offer | None:
+        if plugin_socket is None:
+            return None
+        wanted = self.config.transport
+        transports = ("shm", "socket") if wanted == "auto" else (wanted,)
+        return Offer(os.getpid(), plugin_socket.fileno(), transports=transports)
+
+    def _make_runner(self, command: Command, offer: Offer | None, plugin_socket: socket.socket | None) -> Runner:
+        config = self.config
+        logger = config.logger or logging.getLogger(f"fastplug.plugin.{self.name}")
+        env = host_environment(
+            dict(os.environ) if config.inherit_env else {},
+            config.env or {},
+            config.handshake,
+            versions=config.offered_versions(),
+            offer=offer,
+            log_level=logger.getEffectiveLevel(),
+        )
+        make: Callable[..., Runner] = config.runner or CommandRunner
+        fds = (plugin_socket.fileno(),) if plugin_socket is not None else ()
+        cwd = os.fspath(config.cwd) if config.cwd is not None else None
+        return make(command.argv, env=env, cwd=cwd, pass_fds=fds, name=self.name)
+
+    def _connect(self, runner: Runner, offer: Offer | None, control: socket.socket | None) -> socket.socket | None:
+        """From the line to the connection. Returns the control socket when the protocol has not taken it over."""
+        reader = LineReader()
+        line = self._read_line(runner, reader)
+        allowed = [name for name in self.config.allowed_protocols if self._wanted(name)]
+        choice = accept(line, versions=self.config.offered_versions(), allowed_protocols=allowed, offer=offer)
+        self._feed(Event.LINE_RECEIVED)
+        assert self._output is not None
+        self._output.drain(runner.stdout, reader.rest)
+        context = HostContext(
+            config=self.config, name=self.name, network=line.network, address=line.address, pid=runner.pid, lost=self._lost,
+            control=control if choice is not None else None,
+        )  # fmt: skip
+        self._line = line
+        self._plugins = self.config.offered_versions()[line.app_version]
+        self._protocol = protocol_named(line.protocol).connect(context)
+        self._feed(Event.CONNECTED)
+        self._watch_exit(runner)
+        return None if choice is not None else control
+
+    def _wanted(self, protocol: str) -> bool:
+        """Which protocols a forced transport leaves."""
+        wanted = self.config.transport
+        return wanted == "auto" or protocol == ("grpc" if wanted == "grpc" else "fast")
+
+    def _read_line(self, runner: Runner, reader: LineReader) -> HandshakeLine:
+        poller = select.poll()
+        poller.register(runner.stdout.fileno(), select.POLLIN)
+        until = time.monotonic() + self.config.start_timeout_s
+        while True:
+            left_s = until - time.monotonic()
+            if left_s <= 0 or not poller.poll(left_s * 1000):
+                skipped = f" It printed: {' / '.join(reader.skipped[-3:])}." if reader.skipped else ""
+                raise HandshakeTimeout(
+                    f"timeout while waiting for plugin to start: plugin {self.name!r} printed no handshake line within "
+                    f"{self.config.start_timeout_s:g} s.{skipped} Does it call fastplug.serve()? A slow start needs a larger start_timeout_s."
+                )
+            data = runner.stdout.read(READ_BYTES)
+            if not data:
+                raise StartError(f"plugin {self.name!r}: {reader.eof()}")
+            line = reader.feed(data)
+            if line is not None:
+                return line
+
+    # -- its end
+
+    def _watch_exit(self, runner: Runner) -> None:
+        if runner.pidfd is not None:
+            watcher().add(runner.pidfd, self._on_exit)
+            return
+        threading.Thread(target=self._wait_exit, args=(runner,), name=f"fastplug end of {self.name}", daemon=True).start()
+
+    def _wait_exit(self, runner: Runner) -> None:
+        runner.wait(None)
+        self._on_exit()
+
+    def _on_exit(self) -> None:
+        """The process has ended, wanted or not; on the watcher's thread."""
+        runner, protocol = self._runner, self._protocol
+        if runner is None:
+            return
+        if runner.pidfd is not None:
+            watcher().remove(runner.pidfd)
+        if protocol is not None:
+            protocol.peer_exited()
+        with self._lock:
+            self._perform(self._life.feed(Event.PROCESS_EXITED, time.monotonic()))
+
+    def _refuse(self, error: BaseException) -> None:
+        """The start failed after the process ran: end it at once, and put what it said into the error."""
+        event = Event.START_TIMED_OUT if isinstance(error, HandshakeTimeout) else Event.LINE_REFUSED
+        if self._life.state is State.CONNECTED:  # the connection was made, its watching was not
+            event = Event.KILL_REQUESTED
+        runner, output = self._runner, self._output
+        assert runner is not None
+        assert output is not None
+        if isinstance(error, StartError | PluginDied):
+            runner.wait(REAP_TIMEOUT_S)  # it ended by itself: its own exit code, not our SIGKILL
+        returncode = runner.returncode
+        self._feed(event)
+        if self._life.state is not State.EXITED:
+            self._drive()
+        if isinstance(error, PluginError):
+            self._explain(error, runner, returncode)
+            self._failure = error
+
+    def _explain(self, error: PluginError, runner: Runner, returncode: int | None) -> None:
+        """Adds to an error's text what only this side knows: how the process ended, and its last lines."""
+        _, tail = self._ending
+        if any(_COOKIE_REFUSED in line for line in tail):
+            key = self.config.handshake.magic_cookie_key
+            hint = f"The plugin refused the magic cookie: host and plugin need the same HandshakeConfig (here {key}=...)."
+        else:
+            hint = ""
+        ended = f"It ended with exit code {returncode}." if returncode is not None and returncode >= 0 else ""
+        if returncode is not None and returncode < 0:
+            ended = f"It was ended by signal {-returncode}."
+        diagnosis = runner.diagnose() if isinstance(error, StartError) and not tail else ""
+        said = "Its last lines on stderr:\n  " + "\n  ".join(tail) if tail else ""
+        more = "\n".join(part for part in (hint, ended, diagnosis, said) if part)
+        if more and error.args:
+            error.args = (f"{error.args[0]}\n{more}", *error.args[1:])
+
+    def kill(self) -> None:
+        """Ends the plugin: asks it to stop, then SIGTERM, then SIGKILL to its whole process group; each wait is bounded.
+
+        Idempotent, from any thread; returns when the plugin is gone and everything it had is given back. In a forked child it does nothing.
+        """
+        if os.getpid() != self._owner_pid:
+            return
+        with self._stopping:
+            with self._lock:
+                self._killed = True
+                state = self._life.state
+                if state is not State.EXITED:
+                    self._feed(Event.KILL_REQUESTED)
+            self._drive()
+            self._released.wait(PUMP_STOP_TIMEOUT_S + SETTLE_TIMEOUT_S if state is not State.NEW else 0)
+
+    def _drive(self) -> None:
+        """Waits for the process's end step by step, each bounded by the life cycle's own timer."""
+        runner = self._runner
+        while self._life.state is not State.EXITED:
+            with self._lock:
+                now = time.monotonic()
+                self._perform(self._life.poll(now))
+                left_s = self._life.next_timeout_s(now)
+            if self._life.state is State.EXITED:
+                break
+            if runner is None:
+                # in-process: there is nothing to wait for
+                self._feed(Event.PROCESS_EXITED)
+            elif runner.wait(left_s):
+                self._on_exit()
+
+    def _feed(self, event: Event) -> None:
+        with self._lock:
+            self._perform(self._life.feed(event, time.monotonic()))
+
+    def _perform(self, actions: tuple[Action, ...]) -> None:
+        runner = self._runner
+        for action in actions:
+            if action is Action.SEND_SHUTDOWN and self._protocol is not None:
+                self._protocol.request_stop()
+            elif action is Action.SEND_SIGTERM and runner is not None:
+                runner.terminate()
+            elif action in (Action.SEND_SIGKILL, Action.SWEEP) and runner is not None:
+                runner.kill()
+            elif action is Action.ABANDON:
+                _log.error("plugin %r (pid %s) cannot be ended: it hangs in the kernel", self.name, self.pid)
+            elif action is Action.RELEASE:
+                self._release()
+
+    def _release(self) -> None:
+        """Gives everything back. Runs once, when the process is gone."""
+        if self._released.is_set():
+            return
+        runner, output, protocol = self._runner, self._output, self._protocol
+        if runner is not None:
+            runner.wait(0)
+            if output is not None:
+                output.settle(SETTLE_TIMEOUT_S)
+                self._ending = (runner.returncode, output.tail())
+        if protocol is not None:
+            protocol.close()
+        if runner is not None:
+            if runner.pidfd is not None:
+                watcher().remove(runner.pidfd)
+            warden.forget(runner)
+            if output is not None:
+                output.stop(PUMP_STOP_TIMEOUT_S)
+            runner.close()
+        self._released.set()
+        _live.discard(self)
+
+    def _lost(self, method: str | None) -> Exception:
+        """The error for a connection that ended, with what is known of the process."""
+        if self._killed:
+            return Closed(f"plugin {self.name!r} was ended by kill() in this process; open it again to go on")
+        runner, output = self._runner, self._output
+        if runner is None or output is None:
+            return Closed(f"plugin {self.name!r} has ended")
+        if not self._released.is_set():
+            with contextlib.suppress(Closed):  # released meanwhile: then _ending has it
+                runner.wait(REAP_TIMEOUT_S)
+                output.settle(SETTLE_TIMEOUT_S)
+        returncode, tail = self._ending if self._released.is_set() else (runner.returncode, output.tail())
+        return PluginDied(self.name, returncode=returncode, stderr_tail=tail, calling=method)
+
+    # -- use
+
+    def _connected(self) -> ClientProtocol:
+        if os.getpid() != self._owner_pid:
+            raise Closed(
+                f"this Client belongs to process {self._owner_pid}; this is process {os.getpid()}, forked from it. Open the plugin again here."
+            )
+        if self._life.state is State.NEW:
+            raise Closed(f"plugin {self.config.target!r} is not started: call start(), or use fastplug.start(...)")
+        if self._life.state is not State.CONNECTED or self._protocol is None:
+            raise self._failure or self._lost(None)
+        return self._protocol
+
+    def dispense(self, iface: Callable[..., T] | str) -> T:
+        """A handle with the interface's methods.
+
+        Args:
+            iface: the interface's class, or a name in the configured plugin set.
+
+        Raises:
+            InterfaceMismatch: the plugin lacks the interface or differs in a method: which, with both signatures.
+            ConfigError: a name that is not in the plugin set.
+            PluginDied, Closed.
+        """
+        protocol = self._connected()
+        if isinstance(iface, str):
+            plugin = self._plugins.get(iface)
+            if not isinstance(plugin, InterfacePlugin):
+                known = ", ".join(self._plugins) or "none"
+                raise ConfigError(f"unknown plugin type: {iface!r}. Names in the plugin set: {known}. Or pass the interface's class.")
+            iface = plugin.iface
+        handle = protocol.dispense(interface_of(iface))
+        handle._fastplug_client = self
+        found: T = handle
+        return found
+
+    def ping(self, timeout_s: float = PING_TIMEOUT_S) -> None:
+        """Returns when the plugin answered. Raises DeadlineExceeded, PluginDied, Closed."""
+        self._connected().ping(timeout_s)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start: transport, calls, late_replies, copies and copied_bytes of array data on this side, the plugin's own
+        (``plugin_...``), and for shared memory the arena, the blocks that are lent, waits that spun and that slept."""
+        return self._connected().stats()
+
+    def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = "float64") -> npt.NDArray[Any]:
+        """An uninitialised array that travels without a copy: born in shared memory (over other transports an ordinary one).
+
+        Do not overwrite it while a call that got it, or an array that the plugin kept, is still in use; ``blocks`` takes care of that.
+
+        Raises:
+            ArenaExhausted: over ``arena_limit_bytes``.
+        """
+        return self._connected().empty(shape, dtype)
+
+    def blocks(
+        self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = "float64", count: int = 3, timeout_s: float = BLOCKS_TIMEOUT_S
+    ) -> Iterator[npt.NDArray[Any]]:
+        """An endless iterator over ``count`` such arrays in turn; waits while the next one is lent, at most ``timeout_s`` seconds.
+
+        Raises:
+            ConfigError: ``count`` is less than 1.
+            ArenaExhausted: no memory, or the next block was not given back in time; names who holds it.
+        """
+        if count < 1:
+            raise ConfigError(f"blocks(count=...) must be at least 1, got {count}")
+        found: Iterator[npt.NDArray[Any]] = self._connected().blocks(shape, dtype, count, timeout_s)
+        return found
+

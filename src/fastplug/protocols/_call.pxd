@@ -1,0 +1,58 @@
+# Calls over a Link: the caller's half, and the plugin's half. Which link (shared memory, socket, queue) is not known here.
+
+from libc.stdint cimport int64_t, uint16_t, uint64_t
+
+from fastplug._wire cimport ArrayPort, Codec, Decoder, Encoder, FrameHeader, Link, MethodCodec
+from fastplug.shm._arena cimport ArenaPort
+
+
+cdef class DeferredPort(ArrayPort):
+    # Inline arrays, with numpy imported when the first one appears.
+    cdef ArrayPort arrays
+    cdef ArrayPort _arrays(self)
+
+
+cdef class Caller:
+    # One connection's calling side. One call at a time; other threads queue for `lock`.
+    cdef readonly Link link
+    cdef readonly ArrayPort port
+    cdef ArenaPort arena_port           # the port, when it is one
+    cdef Encoder enc
+    cdef Decoder dec
+    cdef void* lock
+    cdef unsigned long owner            # thread that holds the lock, 0 when nobody does
+    cdef uint64_t next_call
+    cdef object lost                    # callable(method or None) -> the error for a connection that ended
+    cdef object refusal                 # an error class and text once the caller cannot be used any more
+    cdef int owner_pid
+    cdef readonly uint64_t calls
+    cdef readonly uint64_t late         # replies dropped because nobody waited for them any more
+    cdef object call(self, Remote method, tuple args, dict kwargs)
+    cdef object _answer(self, Remote method, int64_t until)
+    cdef int _send(self, Remote method, tuple args, dict kwargs, int64_t until) except -1
+    cdef int _lock(self, int64_t until, str what) except -1
+    cdef void _unlock(self) noexcept
+    cdef int _drop(self, FrameHeader* header) except -1
+
+
+cdef class Remote:
+    # One method of a dispensed interface: what `dsp.total` is.
+    cdef Caller caller
+    cdef MethodCodec codec
+    cdef uint16_t interface
+    cdef uint16_t index
+    cdef dict __dict__                  # __name__, __doc__, __signature__: for help()
+
+
+cdef class Server:
+    # One connection's serving side: runs handlers one after another on the thread that calls run().
+    cdef readonly Link link
+    cdef readonly ArrayPort port
+    cdef ArenaPort arena_port
+    cdef Encoder enc
+    cdef Decoder dec
+    cdef list interfaces                # index -> list of (MethodCodec, handler)
+    cdef readonly uint64_t calls
+    cdef int _handle(self, FrameHeader* header) except -1
+    cdef int _fail(self, FrameHeader* header, error) except -1
+    cdef int _reply(self, FrameHeader* request, int kind) except -1

@@ -1,0 +1,381 @@
+"""Calls over a Link: request, reply, error, deadline.
+
+A caller sends one REQUEST and waits for the reply with its call id. Replies to calls that were given up (deadline, Ctrl-C) come later;
+they are dropped, and the blocks they name are given back. docs/wire.md, "Frames".
+"""
+
+import os
+import random
+import threading
+
+cimport cython
+from cpython.contextvars cimport get_value
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.string cimport memset
+
+from fastplug._wire cimport (
+    FLAG_SPILLED, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, Decoder, Encoder, FrameHeader, Link, MethodCodec,
+    decode_error, encode_error, skip_value,
+)
+from fastplug.shm._arena cimport ArenaPort
+
+from fastplug.deadline import UNTIL_NS as _until_ns
+from fastplug.errors import ArgumentError, Closed, DeadlineExceeded, LocalProtocolError, PluginError, RemoteProtocolError, ResultError
+
+cdef extern from "_atomics.h" nogil:
+    int64_t fp_now_ns()
+    int fp_forked()
+    void fp_point(const char*)
+    enum: FP_DEBUG
+
+cdef extern from "pythread.h":
+    ctypedef enum PyLockStatus: PY_LOCK_FAILURE, PY_LOCK_ACQUIRED, PY_LOCK_INTR
+    void* PyThread_allocate_lock()
+    void PyThread_free_lock(void*)
+    int PyThread_acquire_lock(void*, int) nogil
+    PyLockStatus PyThread_acquire_lock_timed(void*, long long microseconds, int intr_flag) nogil
+    void PyThread_release_lock(void*)
+    unsigned long PyThread_get_thread_ident()
+
+cdef object UNTIL_NS = _until_ns
+
+# A thread that queues for a handle looks up this often: a lock wait on a thread that is not the main one is not interrupted by signals.
+cdef long long QUEUE_SLICE_US = 100_000
+
+# The port of the connection whose handler runs on this thread: fastplug.empty() makes its arrays there.
+_serving = threading.local()
+
+
+cdef inline int64_t _until() except? -1:
+    """The caller's deadline, CLOCK_MONOTONIC in nanoseconds; 0 without one."""
+    until = get_value(UNTIL_NS)
+    return 0 if until is None else until
+
+
+cdef class DeferredPort(ArrayPort):
+    """Arrays inline in the payload; numpy is imported when the first one appears."""
+
+    cdef ArrayPort _arrays(self):
+        if self.arrays is None:
+            from fastplug.shm._ndarray import InlineArrays
+
+            self.arrays = InlineArrays()
+        return self.arrays
+
+    cdef int put(self, Encoder enc, object array, Codec codec) except -1:
+        self._arrays().put(enc, array, codec)
+        self.copies = self.arrays.copies
+        self.copied_bytes = self.arrays.copied_bytes
+        return 0
+
+    cdef object get(self, Decoder dec, Codec codec):
+        array = self._arrays().get(dec, codec)
+        self.copies = self.arrays.copies
+        self.copied_bytes = self.arrays.copied_bytes
+        return array
+
+    cdef int skip(self, Decoder dec) except -1:
+        return self._arrays().skip(dec)
+
+cdef class Remote:
+    """One method of a dispensed interface, callable from any thread.
+
+    Raises what the declared handler raises (as RemoteError), ArgumentError, ResultError, DeadlineExceeded, PluginDied, Closed,
+    ArenaExhausted, CopyRequired, RemoteProtocolError.
+    """
+
+    def __init__(self, Caller caller not None, MethodCodec codec not None, interface: int, index: int, doc, signature):
+        self.caller = caller
+        self.codec = codec
+        self.interface = interface
+        self.index = index
+        self.__name__ = codec.name
+        self.__qualname__ = codec.qualified
+        self.__doc__ = doc
+        self.__signature__ = signature
+
+    def __call__(self, *args, **kwargs):
+        return self.caller.call(self, args, kwargs)
+
+    def __repr__(self):
+        return f"<fastplug method {self.codec.qualified}>"
+
+    def __reduce__(self):
+        raise TypeError("a live method cannot be pickled; pickle a fastplug.Spec and open it where it is needed")
+
+
+cdef class Caller:
+    """The calling side of one connection.
+
+    Args:
+        link: where frames go.
+        port: how arrays go.
+        lost: called with the method in flight or None when the link ends; returns the error to raise.
+        message_bytes_max: a larger payload is refused; None is the codec's own limit.
+    """
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+    def __init__(self, Link link not None, ArrayPort port not None, lost):
+        self.link = link
+        self.port = port
+        self.arena_port = port if isinstance(port, ArenaPort) else None
+        self.enc = Encoder(port)
+        self.dec = Decoder(port)
+        self.lost = lost
+        self.owner_pid = os.getpid()
+        self.next_call = random.getrandbits(48)         # wire.md: a reply of an earlier connection can hardly match
+
+    def close(self, error: Exception) -> None:
+        """From now on calls raise ``error``. Who waits is woken by the link's own end."""
+        if self.refusal is None:
+            self.refusal = error
+
+    cdef int _lock(self, int64_t until, str what) except -1:
+        cdef PyLockStatus status
+        cdef long long wait_us
+        cdef unsigned long me = PyThread_get_thread_ident()
+        if PyThread_acquire_lock(self.lock, 0):
+            self.owner = me
+            return 0
+        if self.owner == me:
+            raise LocalProtocolError(
+                f"{what}() was called while this thread already waits in a call on the same handle (from a signal handler, a finalizer or "
+                "an argument's __index__); make the call after that one, or open a second handle"
+            )
+        while True:
+            wait_us = QUEUE_SLICE_US
+            if until:
+                wait_us = min(wait_us, (until - fp_now_ns()) // 1000)
+                if wait_us <= 0:
+                    raise DeadlineExceeded(f"{what}() was still waiting for other calls on this handle when its deadline ran out; nothing was sent")
+            with nogil:
+                status = PyThread_acquire_lock_timed(self.lock, wait_us, 1)
+            if status == PY_LOCK_ACQUIRED:
+                self.owner = me
+                return 0
+            PyErr_CheckSignals()
+
+    cdef void _unlock(self) noexcept:
+        self.owner = 0
+        PyThread_release_lock(self.lock)
+
+    cdef object call(self, Remote method, tuple args, dict kwargs):
+        cdef int64_t until = _until()
+        if fp_forked() or self.refusal is not None:
+            raise self._refused()
+        self._lock(until, method.codec.qualified)
+        try:
+            if self.refusal is not None:
+                raise self._refused()
+            self._send(method, args, kwargs, until)
+            return self._answer(method, until)
+        except EOFError as error:
+            raise self.lost(method.codec.qualified) from (error if error.args else None)
+        except RemoteProtocolError as error:
+            self.refusal = error
+            raise
+        finally:
+            self._unlock()
+
+    cdef int _send(self, Remote method, tuple args, dict kwargs, int64_t until) except -1:
+        cdef FrameHeader header
+        self.enc.reset()
+        try:
+            method.codec.encode_arguments(self.enc, args, kwargs)
+            memset(&header, 0, sizeof(FrameHeader))
+            if self.link.inline_limit and self.enc.size > self.link.inline_limit:
+                self.arena_port.spill(self.enc)
+                header.flags = FLAG_SPILLED
+            if until:
+                header.remaining_ns = until - fp_now_ns()
+                if header.remaining_ns <= 0:
+                    raise DeadlineExceeded(f"{method.codec.qualified}(): the deadline was over before the call; nothing was sent")
+            self.next_call += 1
+            header.size = <unsigned int>self.enc.size
+            header.kind = FRAME_REQUEST
+            header.call = self.next_call
+            header.interface = method.interface
+            header.method = method.index
+            header.blocks = self.port.named
+            # sent counts before the peer can see the frame: it may return the blocks at once
+            self.port.commit()
+        except BaseException:
+            self.port.rollback()
+            raise
+        self.link.send(&header, self.enc.data, until)
+        self.calls += 1
+        return 0
+
+    cdef object _answer(self, Remote method, int64_t until):
+        cdef FrameHeader header
+        while True:
+            if not self.link.receive(&header, self.dec, until):
+                raise DeadlineExceeded(f"{method.codec.qualified}() had no answer before the deadline; a late one will be dropped")
+            if header.call == self.next_call:
+                break
+            self._drop(&header)
+        if header.flags & FLAG_SPILLED:
+            self._unspill()
+        if header.kind == FRAME_REPLY:
+            return method.codec.decode_result(self.dec)
+        if header.kind == FRAME_ERROR:
+            raise decode_error(self.dec, method.codec.qualified)
+        raise RemoteProtocolError(f"{method.codec.qualified}() was answered by a frame of kind {header.kind}")
+
+    cdef int _drop(self, FrameHeader* header) except -1:
+        """A reply that nobody waits for any more: the blocks it names go back."""
+        if header.kind != FRAME_REPLY and header.kind != FRAME_ERROR:
+            raise RemoteProtocolError(f"a frame of kind {header.kind} came where only replies may come")
+        if header.call > self.next_call or not self.next_call:
+            raise RemoteProtocolError(f"a reply to call {header.call} came, which was never made")
+        if header.flags & FLAG_SPILLED:
+            self._unspill()
+        if header.kind == FRAME_REPLY:
+            skip_value(self.dec)
+        self.late += 1
+        return 0
+
+    def _unspill(self):
+        if self.arena_port is None:
+            raise RemoteProtocolError("a spilled payload came where there is no shared memory")
+        self.arena_port.unspill(self.dec)
+
+    def drain(self) -> None:
+        """Drops late replies that have come meanwhile, unless a call is under way."""
+        cdef FrameHeader header
+        if fp_forked() or self.refusal is not None or not PyThread_acquire_lock(self.lock, 0):
+            return
+        self.owner = PyThread_get_thread_ident()
+        try:
+            while self.link.receive(&header, self.dec, 1):          # a time in the past: what is there, without waiting
+                self._drop(&header)
+        except EOFError:
+            return              # the next call will say so
+        except RemoteProtocolError as error:
+            self.refusal = error
+        finally:
+            self._unlock()
+
+    def _refused(self):
+        """A new error each time: one that is raised twice collects tracebacks."""
+        if fp_forked() or os.getpid() != self.owner_pid:
+            return Closed(
+                f"this handle belongs to process {self.owner_pid}; this is process {os.getpid()}, forked from it. "
+                "Open the plugin again here (fastplug.Spec can be passed on)."
+            )
+        if isinstance(self.refusal, RemoteProtocolError):
+            again = RemoteProtocolError(f"the connection is not used any more after an earlier error: {self.refusal}")
+            again.__cause__ = self.refusal
+            return again
+        if callable(self.refusal) and not isinstance(self.refusal, Exception):
+            return self.refusal()
+        return Closed(str(self.refusal))
+
+    def check_usable(self) -> None:
+        """Raises what a call would raise before it sends anything."""
+        if fp_forked() or self.refusal is not None:
+            raise self._refused()
+
+
+cdef class Server:
+    """The serving side of one connection.
+
+    Args:
+        link, port: as for Caller.
+        interfaces: one list per interface, of (MethodCodec, handler or None), in the order that was announced.
+    """
+
+    def __init__(self, Link link not None, ArrayPort port not None, interfaces):
+        self.link = link
+        self.port = port
+        self.arena_port = port if isinstance(port, ArenaPort) else None
+        self.enc = Encoder(port)
+        self.dec = Decoder(port)
+        self.interfaces = [list(methods) for methods in interfaces]
+
+    def run(self) -> None:
+        """Handles calls until the link ends. Raises RemoteProtocolError when the host breaks the protocol."""
+        cdef FrameHeader header
+        _serving.port = self.arena_port
+        try:
+            while self.link.receive(&header, self.dec, 0):
+                self._handle(&header)
+        except EOFError:
+            return
+        finally:
+            _serving.port = None
+
+    cdef int _handle(self, FrameHeader* header) except -1:
+        cdef MethodCodec codec
+        cdef tuple values
+        if header.kind != FRAME_REQUEST:
+            raise RemoteProtocolError(f"the host sent a frame of kind {header.kind}")
+        if header.interface >= len(self.interfaces) or header.method >= len(self.interfaces[header.interface]):
+            raise RemoteProtocolError(f"the host called method {header.method} of interface {header.interface}; there is none")
+        codec, function = self.interfaces[header.interface][header.method]
+        if header.flags & FLAG_SPILLED:
+            if self.arena_port is None:
+                raise RemoteProtocolError("a spilled payload came where there is no shared memory")
+            self.arena_port.unspill(self.dec)
+        values = codec.decode_arguments(self.dec)
+        self.calls += 1
+        self.enc.reset()
+        try:
+            if FP_DEBUG:
+                fp_point("handler about to run")
+            result = codec.call(function, values)
+            values = None               # arguments go back before the reply does, so that the host can use their memory again at once
+            codec.encode_result(self.enc, result)
+            result = None
+        except BaseException as error:  # SystemExit too: a handler must not end the plugin by raising
+            values = None
+            return self._fail(header, error)
+        return self._reply(header, FRAME_REPLY)
+
+    def _fail_packed(self, error):
+        """Encodes an error that a handler raised; an error about encoding it becomes a plain one."""
+        self.port.rollback()
+        self.enc.reset()
+        try:
+            encode_error(self.enc, error)
+        except Exception as broken:
+            self.enc.reset()
+            encode_error(self.enc, RuntimeError(f"{type(error).__name__}, which could not be encoded: {type(broken).__name__}"))
+
+    cdef int _fail(self, FrameHeader* header, error) except -1:
+        self._fail_packed(error)
+        return self._reply(header, FRAME_ERROR)
+
+    cdef int _reply(self, FrameHeader* request, int kind) except -1:
+        cdef FrameHeader header
+        memset(&header, 0, sizeof(FrameHeader))
+        if self.link.inline_limit and self.enc.size > self.link.inline_limit:
+            try:
+                self.arena_port.spill(self.enc)
+                header.flags = FLAG_SPILLED
+            except Exception as error:
+                self._fail_packed(error)
+                kind = FRAME_ERROR
+        header.size = <unsigned int>self.enc.size
+        header.kind = <uint16_t>kind
+        header.call = request.call
+        header.interface = request.interface
+        header.method = request.method
+        header.blocks = self.port.named
+        self.port.commit()
+        self.link.send(&header, self.enc.data, 0)
+        return 0
+
+
+def serving_port():
+    """The ArenaPort of the connection whose handler runs on this thread; None elsewhere."""
+    return getattr(_serving, "port", None)

@@ -1,0 +1,236 @@
+"""The host's end of the fast protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from fastplug.errors import Closed, DeadlineExceeded, HandshakeError, HandshakeTimeout, LocalProtocolError, RemoteProtocolError
+from fastplug.protocols._call import Caller, DeferredPort
+from fastplug.protocols.fast.control import Body, Control, Message
+from fastplug.protocols.fast.memory import SharedMemory
+from fastplug.protocols.fast.socket_link import SocketLink
+from fastplug.protocols.offering import dispensed, offered
+from fastplug.shm.watcher import wake_until_awake, watcher
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fastplug.interface import Interface
+    from fastplug.protocol import HostContext
+    from fastplug.shm._lane import Lane
+
+__all__ = ["FastClient", "connect"]
+
+_log = logging.getLogger("fastplug.fast")
+
+# Host side of fast-transport's waiting: looks for signals at least this often.
+SLICE_NS = 100_000_000
+# stats() asks the plugin for its counters; one that does not answer in this time gets None for them.
+STATS_TIMEOUT_S = 1.0
+
+
+class FastClient:
+    """A ClientProtocol over shared memory or a socket. Thread-safe; calls queue for the one connection."""
+
+    def __init__(self, context: HostContext, control: Control, transport: str) -> None:
+        self.transport = transport
+        self._context = context
+        self._control = control
+        self._memory: SharedMemory | None = None
+        self._link: Lane | SocketLink
+        self._caller: Caller
+        self._offers: list[Any] = []
+        self._pings = itertools.count(1)
+        self._pongs: dict[int, tuple[threading.Event, Body]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._broken: Exception | None = None
+
+    # -- making the connection
+
+    def shake_hands(self, timeout_s: float) -> None:
+        """HELLO both ways. Raises HandshakeError, HandshakeTimeout, RemoteProtocolError, ArenaExhausted, EOFError, OSError."""
+        config = self._context.config
+        body: Body = {"fast": 1, "transport": self.transport, "pid": os.getpid()}
+        data: socket.socket | None = None
+        theirs: socket.socket | None = None
+        try:
+            if self.transport == "shm":
+                self._memory = SharedMemory(
+                    self._control, self._context.name, limit_bytes=config.arena_limit_bytes, strict=config.strict_zero_copy, slice_ns=SLICE_NS
+                )
+                more, fds = self._memory.hello()
+                self._control.send(Message.HELLO, body | more, fds)
+            else:
+                data, theirs = socket.socketpair()
+                self._control.send(Message.HELLO, body, [theirs.fileno()])
+            try:
+                answer, received = self._control.receive(Message.HELLO, timeout_s)
+            except TimeoutError as error:
+                raise HandshakeTimeout(f"{error}; it printed its line but does not go on. Look at its log, or raise connect_timeout_s.") from error
+            self._accept(answer, received, data)
+            data = None
+        finally:
+            for sock in (data, theirs):
+                if sock is not None:
+                    sock.close()
+
+    def _accept(self, answer: Body, fds: list[int], data: socket.socket | None) -> None:
+        if self._memory is not None:
+            self._memory.accept(answer, fds)
+        elif fds:
+            for fd in fds:
+                os.close(fd)
+            raise RemoteProtocolError(f"{self._context.name} sent descriptors with HELLO of the socket transport")
+        if answer.get("fast") != 1 or answer.get("transport") != self.transport:
+            raise HandshakeError(f"the plugin's HELLO says version {answer.get('fast')!r} and transport {answer.get('transport')!r}; agreed were 1 and {self.transport}")
+        self._offers = offered(answer.get("interfaces"))
+        if self._memory is not None:
+            assert self._memory.lane is not None and self._memory.port is not None
+            self._link = self._memory.lane
+            self._caller = Caller(self._link, self._memory.port, self._lost)
+        else:
+            assert data is not None
+            self._link = SocketLink(data)
+            self._caller = Caller(self._link, DeferredPort(), self._lost)
+        watcher().add(self._control.fileno(), self._on_control)
+
+    # -- ClientProtocol
+
+    def dispense(self, interface: Interface) -> Any:
+        """A handle. Raises InterfaceMismatch, Closed, PluginDied."""
+        self._caller.check_usable()
+        return dispensed(interface, self._offers, self._caller, self._context.name)
+
+    def ping(self, timeout_s: float) -> None:
+        """The plugin's control thread answers, also while a handler runs. Raises DeadlineExceeded, PluginDied, Closed."""
+        self._ping(timeout_s)
+
+    def _ping(self, timeout_s: float) -> Body:
+        self._caller.check_usable()
+        number, answered, slot = next(self._pings), threading.Event(), Body()
+        with self._lock:
+            self._pongs[number] = (answered, slot)
+        try:
+            self._control.send(Message.PING, {"n": number})
+            if not answered.wait(timeout_s):
+                raise DeadlineExceeded(f"plugin {self._context.name!r} did not answer a ping within {timeout_s:g} s: it is stopped, or holds the GIL")
+        except OSError as error:
+            raise self._lost(None) from error
+        finally:
+            with self._lock:
+                self._pongs.pop(number, None)
+        if "ended" in slot:
+            raise self._lost(None)
+        return slot
+
+    def request_stop(self) -> None:
+        """SHUTDOWN: the plugin finishes the call in hand and exits."""
+        with contextlib.suppress(OSError):  # it is gone already, which is what was asked for
+            self._control.send(Message.SHUTDOWN, {})
+
+    def peer_exited(self) -> None:
+        """Wakes every caller; called on the watcher's or any other thread."""
+        self._link.peer_gone()
+        wake_until_awake(self._link)
+        with self._lock:
+            waiting, self._pongs = list(self._pongs.values()), {}
+        for answered, slot in waiting:
+            slot["ended"] = True
+            answered.set()
+
+    def close(self) -> None:
+        """Ends the connection; received arrays stay readable."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        watcher().remove(self._control.fileno())
+        self._caller.close(Closed(f"plugin {self._context.name!r} was closed by this process; open it again to go on"))
+        self.peer_exited()
+        if isinstance(self._link, SocketLink):
+            self._link.close()
+        if self._memory is not None:
+            self._memory.close()
+        self._control.close()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of both sides; the plugin's are None when it does not answer within 1 s."""
+        self._caller.drain()
+        port, found = self._caller.port, {"transport": self.transport, "calls": self._caller.calls, "late_replies": self._caller.late}
+        found |= {"copies": port.copies, "copied_bytes": port.copied_bytes}
+        remote: Body = {}
+        with contextlib.suppress(Exception):  # stats of a plugin that is gone are those of this side
+            remote = self._ping(STATS_TIMEOUT_S)
+        found |= {f"plugin_{key}": remote.get(key) for key in ("calls", "copies", "copied_bytes")}
+        return found | (self._memory.stats() if self._memory is not None else {})
+
+    def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """In the arena; over a socket an ordinary array. Raises ArenaExhausted, Closed."""
+        self._caller.check_usable()
+        if self._memory is None:
+            import numpy as np
+
+            return np.empty(shape, dtype)
+        from fastplug.shm import _ndarray
+
+        return _ndarray.empty(self._memory.arena, shape, dtype)
+
+    def blocks(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike, count: int, timeout_s: float) -> Any:
+        """A ring of arrays, see ``shm.blocks``."""
+        from fastplug.shm.blocks import ring
+
+        arrays = [self.empty(shape, dtype) for _ in range(count)]
+        return ring(arrays, timeout_s, self._caller.drain)
+
+    # -- what comes
+
+    def _lost(self, method: str | None) -> Exception:
+        return self._broken or self._context.lost(method)
+
+    def _on_control(self) -> None:
+        try:
+            alive = self._control.pump(self._handle)
+        except (RemoteProtocolError, OSError, LocalProtocolError) as error:
+            _log.error("the control socket of plugin %r is not used any more: %s", self._context.name, error)
+            self._broken = error if isinstance(error, RemoteProtocolError) else None
+            alive = False
+        if not alive:
+            watcher().remove(self._control.fileno())
+            self.peer_exited()
+
+    def _handle(self, kind: int, body: Body, fds: list[int]) -> None:
+        if kind == Message.PONG:
+            with self._lock:
+                waiting = self._pongs.pop(body.get("n", 0) if isinstance(body.get("n"), int) else 0, None)
+            if waiting is not None:
+                waiting[1].update(body)
+                waiting[0].set()
+        elif self._memory is not None:
+            self._memory.handle(kind, body, fds)
+        else:
+            for fd in fds:
+                os.close(fd)
+
+
+def connect(context: HostContext) -> FastClient:
+    """The connection that the handshake line's ``inherit`` address stands for."""
+    if context.control is None:
+        raise LocalProtocolError("the fast protocol needs the control socket that was offered")
+    transport = context.address.rsplit("/", 1)[-1]
+    client = FastClient(context, Control(context.control, f"plugin {context.name!r}"), transport)
+    try:
+        client.shake_hands(context.config.connect_timeout_s)
+    except (EOFError, ConnectionError) as error:
+        client._control.close()
+        raise context.lost(None) from error
+    except BaseException:
+        client._control.close()
+        raise
+    return client

@@ -1,0 +1,127 @@
+"""One connection's shared memory: its lane, its arena and what it borrows, from HELLO to the end. The same on both sides."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastplug.errors import ArenaExhausted, RemoteProtocolError
+from fastplug.protocols.fast.control import Body, Control, Message
+from fastplug.shm import _lane
+from fastplug.shm._arena import TABLE_SLOTS, Arena, ArenaPort, Borrowed, Ledger
+from fastplug.shm._segment import Segment
+from fastplug.shm.budget import budget_bytes
+
+__all__ = ["SharedMemory"]
+
+_log = logging.getLogger("fastplug.fast")
+
+
+def _count(body: Body, key: str, most: int) -> int:
+    """A number that the peer sent, checked."""
+    value = body.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise RemoteProtocolError(f"the peer sent {key}={value!r} in a control message; wanted a number from 0 to {most}")
+    return value
+
+
+class SharedMemory:
+    """Made before HELLO is sent; ``accept`` takes the peer's HELLO. The GIL and the control's lock guard it.
+
+    Args:
+        control: where descriptors go and come.
+        peer: name for error texts.
+        limit_bytes: of our arena; None takes half of what the machine allows.
+        strict: CopyRequired instead of copies.
+        slice_ns: longest sleep of a waiter.
+    """
+
+    def __init__(self, control: Control, peer: str, *, limit_bytes: int | None, strict: bool, slice_ns: int) -> None:
+        self.control = control
+        self.peer = peer
+        self.arena = Arena(budget_bytes() if limit_bytes is None else limit_bytes)
+        self._strict = strict
+        self._slice_ns = slice_ns
+        self._lane_segment = _lane.create_segment()
+        self.borrowed = Borrowed(peer, self._missing)
+        self._table = self.borrowed.make_table()
+        self.ledger: Ledger | None = None
+        self.lane: _lane.Lane | None = None
+        self.port: ArenaPort | None = None
+
+    def hello(self) -> tuple[Body, list[int]]:
+        """What HELLO says of this side's memory, and the descriptors."""
+        first = self.arena.first_segment()
+        body = {"lane": self._lane_segment.bytes, "table": TABLE_SLOTS, "table_bytes": self._table.bytes, "segment": first.bytes}
+        return body, [self._lane_segment.fd, self._table.fd, first.fd]
+
+    def accept(self, body: Body, fds: list[int]) -> None:
+        """Maps what the peer's HELLO brought. Takes over ``fds``. Raises RemoteProtocolError, ArenaExhausted."""
+        attached: list[Any] = []
+        sizes = [_count(body, "lane", 1 << 30), _count(body, "table_bytes", 1 << 30), _count(body, "segment", 1 << 40)]
+        if len(fds) != 3:
+            raise RemoteProtocolError(f"{self.peer} sent HELLO with {len(fds)} descriptors instead of 3 (is a descriptor limit reached?)")
+        for fd, size in zip(fds, sizes, strict=True):
+            attached.append(Segment.attach(fd, size))
+        lane_segment, table, first = attached
+        self.lane = _lane.Lane(self._lane_segment, lane_segment, self._slice_ns)
+        self.ledger = Ledger(self.arena, self.peer, self._announce)
+        self.ledger.add_table(table, _count(body, "table", 1 << 20))
+        self.ledger.mark_announced(0)
+        self.borrowed.add_segment(0, first)
+        self.port = ArenaPort(self.arena, self.ledger, self.borrowed, self.lane, self._strict)
+
+    def _announce(self, segment_id: int, segment: Segment | None) -> None:
+        """Before a frame names a new segment; None: it will be named no more."""
+        if segment is None:
+            self.control.send(Message.RETIRE, {"segment": segment_id})
+        else:
+            self.control.send(Message.SEGMENT, {"segment": segment_id, "bytes": segment.bytes}, [segment.fd])
+
+    def _missing(self, segment_id: int) -> None:
+        """A frame names a segment that is not here yet: its message is in the socket, or was handled by another thread meanwhile."""
+        self.control.pump(self.handle)
+
+    def handle(self, kind: int, body: Body, fds: list[int]) -> None:
+        """Control messages about memory; others are passed over. Owns ``fds``."""
+        if kind == Message.SEGMENT:
+            self._segment(body, fds)
+        elif kind == Message.TABLE:
+            self._more_slots(body, fds)
+        elif kind == Message.RETIRE:
+            segment_id = _count(body, "segment", 1 << 31)
+            self.borrowed.drop_segment(segment_id)
+            self.control.send(Message.RETIRED, {"segment": segment_id})
+        elif kind == Message.RETIRED and self.ledger is not None:
+            self.arena.retired(_count(body, "segment", 1 << 31), self.ledger)
+
+    def _segment(self, body: Body, fds: list[int]) -> None:
+        if len(fds) != 1:
+            _log.warning("a memory segment of %s lost its descriptor on the way; calls that need it will fail", self.peer)
+            return
+        try:
+            segment = Segment.attach(fds[0], _count(body, "bytes", 1 << 40))
+        except ArenaExhausted as error:
+            _log.warning("a memory segment of %s cannot be mapped: %s", self.peer, error)
+            return
+        self.borrowed.add_segment(_count(body, "segment", 1 << 31), segment)
+
+    def _more_slots(self, body: Body, fds: list[int]) -> None:
+        if len(fds) == 1 and self.ledger is not None:
+            slots = _count(body, "slots", 1 << 20)
+            self.ledger.add_table(Segment.attach(fds[0], -(-slots * 8 // 4096) * 4096), slots)
+
+    def close(self) -> None:
+        """The peer is gone, or is not wanted any more: what it had is ours again. Arrays of the peer stay readable while referenced."""
+        if self.ledger is not None:
+            self.ledger.close()
+
+    def stats(self) -> dict[str, Any]:
+        """Memory at this moment."""
+        lane = self.lane
+        found: dict[str, Any] = {"arena": self.arena.stats()}
+        if lane is not None:
+            found |= {"spins": lane.spins, "sleeps": lane.sleeps}
+        if self.ledger is not None:
+            found["lent"] = self.ledger.lent
+        return found

@@ -1,0 +1,140 @@
+"""The plugin's end of the fast protocol. Handlers run on the main thread; the control socket has a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from fastplug.errors import LocalProtocolError, RemoteProtocolError
+from fastplug.protocols._call import DeferredPort, Server
+from fastplug.protocols.fast.control import Body, Control, Message
+from fastplug.protocols.fast.memory import SharedMemory
+from fastplug.protocols.fast.socket_link import SocketLink
+from fastplug.protocols.offering import announced, handlers
+from fastplug.shm.watcher import wake_until_awake, watcher
+
+if TYPE_CHECKING:
+    from fastplug.protocol import PluginContext
+    from fastplug.shm._lane import Lane
+
+__all__ = ["FastServer", "serve"]
+
+_log = logging.getLogger("fastplug.fast")
+
+# The host made its offer before it started this process; its HELLO is in the socket, or comes as soon as it has read the line.
+HELLO_TIMEOUT_S = 30.0
+# At most two wake-ups a second while nothing is to do (fast-transport, marks).
+SLICE_NS = 500_000_000
+
+
+class FastServer:
+    """A ServerProtocol over the inherited control socket."""
+
+    def __init__(self, context: PluginContext, control: Control) -> None:
+        self.network = "inherit"
+        self.address = f"{control.fileno()}/{context.version}/{context.transport}"
+        self._context = context
+        self._control = control
+        self._transport = context.transport
+        self._memory: SharedMemory | None = None
+        self._link: Lane | SocketLink | None = None
+        self._server: Server | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self.stopped = False
+
+    def run(self) -> None:
+        """HELLO, then calls, until SHUTDOWN or the end of the host."""
+        try:
+            self._shake_hands()
+        except (EOFError, TimeoutError, OSError) as error:
+            _log.warning("the host ended before it connected: %s", error)
+            return
+        assert self._server is not None
+        watcher().add(self._control.fileno(), self._on_control)
+        try:
+            self._server.run()
+        except RemoteProtocolError:
+            _log.exception("the host broke the protocol; the plugin ends")
+
+    def _shake_hands(self) -> None:
+        body, fds = self._control.receive(Message.HELLO, HELLO_TIMEOUT_S)
+        if body.get("fast") != 1 or body.get("transport") != self._transport:
+            raise RemoteProtocolError(f"the host's HELLO says version {body.get('fast')!r} and transport {body.get('transport')!r}; agreed were 1 and {self._transport}")
+        served = self._context.interfaces
+        answer: Body = {"fast": 1, "transport": self._transport, "pid": os.getpid(), "interfaces": announced(served)}
+        if self._transport == "shm":
+            memory = SharedMemory(self._control, "the host", limit_bytes=self._context.config.arena_limit_bytes, strict=False, slice_ns=SLICE_NS)
+            memory.accept(body, fds)
+            assert memory.lane is not None and memory.port is not None
+            more, own = memory.hello()
+            self._memory, self._link = memory, memory.lane
+            self._server = Server(memory.lane, memory.port, handlers(served))
+            self._control.send(Message.HELLO, answer | more, own)
+        else:
+            if len(fds) != 1:
+                raise RemoteProtocolError(f"the host's HELLO came with {len(fds)} descriptors; the socket transport has one")
+            link = SocketLink(socket.socket(fileno=fds[0]))
+            self._link = link
+            self._server = Server(link, DeferredPort(), handlers(served))
+            self._control.send(Message.HELLO, answer)
+
+    def _on_control(self) -> None:
+        try:
+            alive = self._control.pump(self._handle)
+        except (RemoteProtocolError, OSError, LocalProtocolError) as error:
+            _log.error("the control socket is not used any more: %s", error)
+            alive = False
+        if not alive:
+            watcher().remove(self._control.fileno())
+            self.stop()
+
+    def _handle(self, kind: int, body: Body, fds: list[int]) -> None:
+        if kind == Message.PING:
+            with contextlib.suppress(OSError):  # a host that has left meanwhile: its hang-up comes next
+                self._control.send(Message.PONG, {"n": body.get("n")} | self._counters())
+        elif kind == Message.SHUTDOWN:
+            self.stop()
+        elif self._memory is not None:
+            self._memory.handle(kind, body, fds)
+        else:
+            for fd in fds:
+                os.close(fd)
+
+    def _counters(self) -> dict[str, Any]:
+        server = self._server
+        if server is None:
+            return {}
+        return {"calls": server.calls, "copies": server.port.copies, "copied_bytes": server.port.copied_bytes}
+
+    def stop(self) -> None:
+        """Any thread: the call in hand is finished, then run() returns."""
+        self.stopped = True
+        link = self._link
+        if link is not None:
+            link.peer_gone()
+            wake_until_awake(link)
+
+    def close(self) -> None:
+        """Gives the socket and the memory back."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        watcher().remove(self._control.fileno())
+        if isinstance(self._link, SocketLink):
+            self._link.close()
+        if self._memory is not None:
+            self._memory.close()
+        self._control.close()
+
+
+def serve(context: PluginContext) -> FastServer:
+    """Serves on the control socket that the offer named."""
+    if context.control is None:
+        raise LocalProtocolError("the fast protocol is served only on the control socket of an honoured offer")
+    return FastServer(context, Control(context.control, "the host"))

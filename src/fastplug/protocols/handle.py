@@ -1,0 +1,99 @@
+"""Handles: what ``dispense`` gives. An object with the interface's methods, each bound to one connection.
+
+The methods are instance attributes, so that a call goes straight to its callable; the class carries plain functions of the same
+names, so that help() and isinstance() tell the truth.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fastplug.errors import InterfaceMismatch
+from fastplug.signature import describe, method_text
+
+if TYPE_CHECKING:
+    from fastplug.interface import Interface, Method
+
+__all__ = ["Handle", "absent_method", "make_handle"]
+
+
+class Handle:
+    """Base of all handles. Usable from any thread; not picklable (a ``fastplug.Spec`` is)."""
+
+    _fastplug_interface: Interface
+    _fastplug_client: Any = None
+    _fastplug_about: str = ""
+
+    def __repr__(self) -> str:
+        return f"<fastplug handle {self._fastplug_interface.name} of {self._fastplug_client or self._fastplug_about}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a live handle cannot be pickled; pickle a fastplug.Spec and open it where it is needed")
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._fastplug_client is not None:
+            self._fastplug_client.kill()
+
+
+def absent_method(interface: Interface, method: Method) -> Callable[..., Any]:
+    """Stands for an ``@optional`` method that the plugin lacks."""
+    expected = method_text(describe(method))
+
+    def absent(*args: object, **kwargs: object) -> Any:
+        raise InterfaceMismatch(
+            f"this plugin does not have the optional method {interface.name}.{method.name}; expected {expected}, got nothing. "
+            "Catch InterfaceMismatch, or use a plugin that has it.",
+            interface=interface.name,
+            method=method.name,
+            expected=expected,
+            got=None,
+        )
+
+    return absent
+
+
+@functools.lru_cache(maxsize=256)
+def _handle_class(interface: Interface) -> type[Handle]:
+    """One class per interface; a subclass of the interface's class, so that isinstance works."""
+    namespace: dict[str, Any] = {
+        "__module__": interface.cls.__module__,
+        "__doc__": interface.cls.__doc__,
+        "__init__": object.__init__,
+        "_fastplug_interface": interface,
+    }
+    for method in interface.methods:
+        namespace[method.name] = _face(method)
+    cls = type(interface.cls)(interface.cls.__name__, (Handle, interface.cls), namespace)
+    assert issubclass(cls, Handle)
+    return cls
+
+
+def _face(method: Method) -> Callable[..., Any]:
+    def face(self: Handle, *args: object, **kwargs: object) -> Any:
+        return vars(self)[method.name](*args, **kwargs)
+
+    face.__name__ = face.__qualname__ = method.name
+    face.__doc__ = method.doc
+    setattr(face, "__signature__", _with_self(method))  # noqa: B010  no static attribute of a function
+    return face
+
+
+def _with_self(method: Method) -> Any:
+    import inspect
+
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    rest = list(method.signature.parameters.values())
+    return method.signature.replace(parameters=[own, *rest])
+
+
+def make_handle(interface: Interface, methods: Mapping[str, Callable[..., Any]], about: str) -> Any:
+    """A handle whose methods are ``methods``. ``about`` is for repr() until a client adopts it."""
+    handle = _handle_class(interface)()
+    handle._fastplug_about = about
+    vars(handle).update(methods)
+    return handle

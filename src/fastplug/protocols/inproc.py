@@ -1,0 +1,177 @@
+"""In-process: the same codec and the same errors, on a thread of its own, without a process. For tests and for trusted code.
+
+Values are copied through the codec as everywhere else, arrays too: what a handler gets is read-only and its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastplug._wire import PyLink
+from fastplug.errors import Closed, ConfigError, DeadlineExceeded, StartError
+from fastplug.interface import interfaces_of
+from fastplug.plugin import InterfacePlugin, served_interfaces
+from fastplug.protocol import HostContext, PluginContext, Protocol, ServerProtocol
+from fastplug.protocols._call import Caller, DeferredPort, Server
+from fastplug.protocols.offering import announced, dispensed, handlers
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fastplug.interface import Interface
+
+__all__ = ["PROTOCOL", "InprocClient", "QueueLink", "load"]
+
+# One call at a time, and late replies: more frames than this in a queue mean that nobody reads.
+FRAMES_MAX = 1024
+# Longest single wait: Python handles signals between them (a queue's wait is not interrupted on all platforms).
+SLICE_S = 0.1
+# The thread ends after the call in hand, as a process would; one that does not is left behind as a daemon.
+STOP_TIMEOUT_S = 2.0
+
+Frame = bytes | memoryview
+
+
+class QueueLink(PyLink):
+    """One end of a pair of bounded queues. None in a queue is the end."""
+
+    def __init__(self, inbound: queue.Queue[Frame | None], outbound: queue.Queue[Frame | None]) -> None:
+        super().__init__()
+        self._inbound = inbound
+        self._outbound = outbound
+        self._gone = False
+
+    def send_frame(self, frame: Frame, until_s: float | None) -> None:
+        while not self._gone:
+            left_s = SLICE_S if until_s is None else min(SLICE_S, until_s - time.monotonic())
+            if left_s <= 0:
+                raise DeadlineExceeded("the plugin did not take the call before the deadline; nothing was sent")
+            try:
+                return self._outbound.put(frame, timeout=left_s)
+            except queue.Full:
+                continue
+        raise EOFError("the other end is closed")
+
+    def receive_frame(self, until_s: float | None) -> Frame | None:
+        while True:
+            left_s = SLICE_S if until_s is None else min(SLICE_S, until_s - time.monotonic())
+            try:
+                frame = self._inbound.get(timeout=left_s) if left_s > 0 else self._inbound.get_nowait()
+            except queue.Empty:
+                if left_s <= 0:
+                    return None
+                if self._gone:
+                    raise EOFError("the other end is closed") from None
+                continue
+            if frame is None:
+                self._gone = True
+                raise EOFError("the other end is closed")
+            return frame
+
+    def peer_gone(self) -> None:
+        """Any thread: whoever waits here ends with EOFError."""
+        self._gone = True
+        try:
+            self._inbound.put_nowait(None)
+        except queue.Full:
+            return  # whoever reads sees the flag when the queue is empty
+
+
+def load(module: str, attribute: str) -> list[tuple[Interface, Any]]:
+    """What ``module:attribute`` serves: a class (called without arguments) or an implementation. Raises StartError, ConfigError."""
+    try:
+        found = operator.attrgetter(attribute)(importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise StartError(f"the in-process target {module}:{attribute} cannot be imported: {error}. Is it on sys.path, spelled as it is defined?") from error
+    implementation = found() if isinstance(found, type) else found
+    interfaces = interfaces_of(implementation)
+    if not interfaces:
+        raise ConfigError(f"{module}:{attribute} implements no fastplug interface: derive it from a class with @fastplug.interface")
+    return served_interfaces({interface.name: InterfacePlugin(interface.cls, implementation) for interface in interfaces})
+
+
+class InprocClient:
+    """A ClientProtocol whose plugin is a thread."""
+
+    transport = "inproc"
+
+    def __init__(self, context: HostContext) -> None:
+        self._context = context
+        self._offers = announced(context.implementations)
+        to_plugin: queue.Queue[Frame | None] = queue.Queue(FRAMES_MAX)
+        to_host: queue.Queue[Frame | None] = queue.Queue(FRAMES_MAX)
+        self._link, self._far = QueueLink(to_host, to_plugin), QueueLink(to_plugin, to_host)
+        self._caller = Caller(self._link, DeferredPort(), context.lost)
+        self._server = Server(self._far, DeferredPort(), handlers(context.implementations))
+        self._thread = threading.Thread(target=self._serve, args=(context.implementations,), name=f"fastplug plugin {context.name}", daemon=True)
+        self._thread.start()
+        self._closed = False
+
+    def _serve(self, served: Sequence[tuple[Interface, Any]]) -> None:
+        try:
+            self._server.run()
+        finally:
+            self._link.peer_gone()
+
+    def dispense(self, interface: Interface) -> Any:
+        self._caller.check_usable()
+        return dispensed(interface, self._offers, self._caller, self._context.name)
+
+    def ping(self, timeout_s: float) -> None:
+        self._caller.check_usable()
+        if not self._thread.is_alive():
+            raise self._context.lost(None)
+
+    def request_stop(self) -> None:
+        self._far.peer_gone()
+
+    def peer_exited(self) -> None:
+        self._link.peer_gone()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._caller.close(Closed(f"plugin {self._context.name!r} was closed; open it again to go on"))
+        self._far.peer_gone()
+        self._link.peer_gone()
+        if self._thread is not threading.current_thread():
+            self._thread.join(STOP_TIMEOUT_S)
+
+    def stats(self) -> dict[str, Any]:
+        self._caller.drain()
+        near, far = self._caller.port, self._server.port
+        return {
+            "transport": self.transport,
+            "calls": self._caller.calls,
+            "late_replies": self._caller.late,
+            "copies": near.copies,
+            "copied_bytes": near.copied_bytes,
+            "plugin_calls": self._server.calls,
+            "plugin_copies": far.copies,
+            "plugin_copied_bytes": far.copied_bytes,
+        }
+
+    def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        import numpy as np
+
+        self._caller.check_usable()
+        return np.empty(shape, dtype)
+
+    def blocks(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike, count: int, timeout_s: float) -> Any:
+        import itertools
+
+        return itertools.cycle([self.empty(shape, dtype) for _ in range(count)])
+
+
+def _serve(context: PluginContext) -> ServerProtocol:
+    raise ConfigError("an in-process plugin is not served: the host names it as module:Class")
+
+
+PROTOCOL = Protocol("inproc", InprocClient, _serve)
