@@ -10,14 +10,14 @@ help:  ## this list
 
 venv: $(MAIN)  ## .venv, from the first Python of 3.11, 3.12, 3.13 that runs
 $(MAIN): pyproject.toml ci/venv
-	@set -e; found="$$(ci/find_python)"; ci/venv .venv "$$(echo "$$found" | head -n 1 | cut -d' ' -f2-)"
+	@set -e; found="$$(ci/find_python)"; ci/venv .venv "$$(echo "$$found" | head -n 1 | cut -d' ' -f2-)" test,lint
 
 venvs: $(MAIN)  # .venv-3.12 and so on for each further interpreter
 	@set -e; main="$$($(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])')"; \
 	ci/find_python | while read -r version path; do \
 		folder=".venv-$$version"; \
 		if [ "$$version" = "$$main" ] || [ "$$folder/ready" -nt pyproject.toml ]; then continue; fi; \
-		echo "== $$folder"; ci/venv "$$folder" "$$path"; \
+		echo "== $$folder"; ci/venv "$$folder" "$$path" test; \
 	done
 
 build: $(MAIN)  ## compile what changed, in place
