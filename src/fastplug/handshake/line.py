@@ -41,7 +41,10 @@ _BOOLS: Final = {
 
 def quoted(text: str) -> str:
     """``text`` as it may stand in an error: escaped, and cut at 200 characters."""
-    return repr(text) if len(text) <= QUOTED_CHARS_MAX else f"{text[:QUOTED_CHARS_MAX]!r}... ({len(text)} characters)"
+    shown = repr(text[: QUOTED_CHARS_MAX + 1])
+    if len(shown) <= QUOTED_CHARS_MAX + 2:
+        return shown
+    return f"{shown[: QUOTED_CHARS_MAX + 1]}{shown[0]}... ({len(text)} characters)"
 
 
 @dataclass(frozen=True, slots=True)
