@@ -7,7 +7,7 @@ A map of the package, from what a user sees down; imports point down only:
     agreement    handshake/  protocols/       who speaks what; fast, grpc, inproc
     resources    process/  shm/               processes, shared memory
     languages    _wire*.pyx                   frames and values
-    words        errors.py config.py annotation.py signature.py interface.py plugin.py protocol.py deadline.py
+    words        errors.py config.py annotation.py signature.py interfaces.py plugin.py protocol.py deadlines.py
 
 Names are loaded when they are first used: importing the package costs next to nothing.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastplug.api import Spec, client_of, empty, open, proto_of, serve, start
     from fastplug.client import Client
     from fastplug.config import DEFAULT_HANDSHAKE, ClientConfig, HandshakeConfig, ServeConfig
-    from fastplug.deadline import deadline
+    from fastplug.deadlines import deadline
     from fastplug.errors import (
         ArenaExhausted,
         ArgumentError,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         TlsRefused,
         UnsupportedProtocol,
     )
-    from fastplug.interface import interface, optional
+    from fastplug.interfaces import interface, optional
     from fastplug.plugin import InterfacePlugin, Plugin, PluginSet
     from fastplug.process.runner import Runner
 
@@ -103,8 +103,8 @@ _PLACES = {
     "fastplug.api": ("Spec", "client_of", "empty", "open", "proto_of", "serve", "start"),
     "fastplug.client": ("Client",),
     "fastplug.config": ("DEFAULT_HANDSHAKE", "ClientConfig", "HandshakeConfig", "ServeConfig"),
-    "fastplug.deadline": ("deadline",),
-    "fastplug.interface": ("interface", "optional"),
+    "fastplug.deadlines": ("deadline",),
+    "fastplug.interfaces": ("interface", "optional"),
     "fastplug.plugin": ("InterfacePlugin", "Plugin", "PluginSet"),
     "fastplug.process.runner": ("Runner",),
 }

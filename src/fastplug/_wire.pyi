@@ -11,7 +11,7 @@ from fastplug._wire_containers import compile_node as compile_node
 from fastplug._wire_containers import has_arrays as has_arrays
 from fastplug._wire_words import Unfit as Unfit
 from fastplug.errors import RemoteError
-from fastplug.interface import Method
+from fastplug.interfaces import Method
 
 __all__ = [
     "MESSAGE_BYTES_MAX",

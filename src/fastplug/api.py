@@ -184,7 +184,7 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = "float64") -> npt
 
 def proto_of(iface: Callable[..., Any]) -> str:
     """The .proto of an interface's gRPC form, to write a Go host or plugin against. Raises ConfigError."""
-    from fastplug.interface import interface_of
+    from fastplug.interfaces import interface_of
     from fastplug.protocols.grpc.prototext import proto_text
 
     return proto_text(interface_of(iface))

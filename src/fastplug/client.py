@@ -22,7 +22,7 @@ from fastplug.errors import Closed, ConfigError, HandshakeTimeout, PluginDied, P
 from fastplug.handshake.environment import Offer, host_environment
 from fastplug.handshake.line import HandshakeLine, LineReader
 from fastplug.handshake.negotiation import accept
-from fastplug.interface import interface_of
+from fastplug.interfaces import interface_of
 from fastplug.plugin import InterfacePlugin, PluginSet
 from fastplug.process.command import CommandRunner
 from fastplug.process.lifecycle import Action, Event, Lifecycle, State

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from fastplug.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fastplug.interface import Interface
+    from fastplug.interfaces import Interface
 
 __all__ = ["InterfacePlugin", "Plugin", "PluginSet", "served_interfaces"]
 
@@ -36,7 +36,7 @@ class InterfacePlugin(Plugin, Generic[T]):
 
     @property
     def interface(self) -> Interface:
-        from fastplug.interface import interface_of
+        from fastplug.interfaces import interface_of
 
         return interface_of(self.iface)
 
@@ -50,7 +50,7 @@ def served_interfaces(plugins: PluginSet) -> list[tuple[Interface, Any]]:
     Raises:
         ConfigError: no implementation, one that lacks a method, or one interface twice.
     """
-    from fastplug.interface import check_implementation
+    from fastplug.interfaces import check_implementation
 
     found: dict[str, tuple[Interface, Any]] = {}
     for name, plugin in plugins.items():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fastplug.config import ClientConfig, ServeConfig
-    from fastplug.interface import Interface
+    from fastplug.interfaces import Interface
 
 __all__ = ["ClientProtocol", "HostContext", "PluginContext", "Protocol", "ServerProtocol", "protocol_named"]
 

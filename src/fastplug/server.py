@@ -19,7 +19,7 @@ from fastplug.errors import ConfigError
 from fastplug.handshake.environment import Choice, Offer, PluginEnvironment, honour, plugin_environment
 from fastplug.handshake.line import HandshakeLine
 from fastplug.handshake.negotiation import choose_version, cookie_refusal
-from fastplug.interface import Interface
+from fastplug.interfaces import Interface
 from fastplug.plugin import InterfacePlugin, PluginSet, served_interfaces
 from fastplug.process.stdio import PluginStdio
 from fastplug.process.terminal import enable_debuggers
@@ -38,7 +38,7 @@ HOST_GONE_EXIT_CODE = 1
 
 def served_plugins(implementations: tuple[Any, ...], interfaces: tuple[Any, ...]) -> dict[str, InterfacePlugin[Any]]:
     """One InterfacePlugin per interface of the implementation, by name. Raises ConfigError."""
-    from fastplug.interface import interface_of, interfaces_of
+    from fastplug.interfaces import interface_of, interfaces_of
 
     plugins: dict[str, InterfacePlugin[Any]] = {}
     for implementation in implementations:

@@ -15,7 +15,7 @@ from fastplug.annotation import DEPTH_LIMIT, MISSING, Kind, TypeNode
 from fastplug.errors import InterfaceMismatch, RemoteProtocolError
 
 if TYPE_CHECKING:
-    from fastplug.interface import Interface, Method
+    from fastplug.interfaces import Interface, Method
 
 __all__ = [
     "InterfaceDescription",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fastplug.annotation import DEPTH_LIMIT, resolve
 from fastplug.errors import InterfaceMismatch, RemoteProtocolError
-from fastplug.interface import interface, interface_of, optional
+from fastplug.interfaces import interface, interface_of, optional
 from fastplug.signature import (
     METHODS_LIMIT,
     InterfaceDescription,

@@ -20,7 +20,7 @@ from fastplug._wire cimport (
 )
 from fastplug.shm._arena cimport ArenaPort
 
-from fastplug.deadline import UNTIL_NS as _until_ns
+from fastplug.deadlines import UNTIL_NS as _until_ns
 from fastplug.errors import ArgumentError, Closed, DeadlineExceeded, LocalProtocolError, PluginError, RemoteProtocolError, ResultError
 
 cdef extern from "_atomics.h" nogil:

@@ -14,7 +14,7 @@ from fastplug.errors import InterfaceMismatch
 from fastplug.signature import describe, method_text
 
 if TYPE_CHECKING:
-    from fastplug.interface import Interface, Method
+    from fastplug.interfaces import Interface, Method
 
 __all__ = ["Handle", "absent_method", "make_handle"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastplug._wire import PyLink
 from fastplug.errors import Closed, ConfigError, DeadlineExceeded, StartError
-from fastplug.interface import interfaces_of
+from fastplug.interfaces import interfaces_of
 from fastplug.plugin import InterfacePlugin, served_interfaces
 from fastplug.protocol import HostContext, PluginContext, Protocol, ServerProtocol
 from fastplug.protocols._call import Caller, DeferredPort, Server
@@ -24,7 +24,7 @@ from fastplug.protocols.offering import announced, dispensed, handlers
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from fastplug.interface import Interface
+    from fastplug.interfaces import Interface
 
 __all__ = ["PROTOCOL", "InprocClient", "QueueLink", "load"]
 

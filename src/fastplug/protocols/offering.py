@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastplug._wire import MethodCodec
 from fastplug.errors import RemoteProtocolError
-from fastplug.interface import check_implementation
+from fastplug.interfaces import check_implementation
 from fastplug.protocols._call import Caller, Remote
 from fastplug.protocols.handle import absent_method, make_handle
 from fastplug.signature import InterfaceDescription, check_offer, checked_description, describe_interface, offered_index
 
 if TYPE_CHECKING:
-    from fastplug.interface import Interface
+    from fastplug.interfaces import Interface
 
 __all__ = ["announced", "dispensed", "handlers", "offered"]
 

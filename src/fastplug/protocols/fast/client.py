@@ -21,7 +21,7 @@ from fastplug.shm.watcher import wake_until_awake, watcher
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from fastplug.interface import Interface
+    from fastplug.interfaces import Interface
     from fastplug.protocol import HostContext
     from fastplug.shm._lane import Lane
 

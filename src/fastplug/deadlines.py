@@ -12,7 +12,7 @@ from fastplug.errors import ConfigError
 __all__ = ["UNTIL_NS", "deadline", "remaining_s"]
 
 # CLOCK_MONOTONIC in nanoseconds; None without a deadline. Compiled callers read the variable itself (a cached look-up, about 15 ns).
-UNTIL_NS: ContextVar[int | None] = ContextVar("fastplug.deadline", default=None)
+UNTIL_NS: ContextVar[int | None] = ContextVar("fastplug.deadlines", default=None)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from fastplug.annotation import MISSING, Kind
 from fastplug.errors import ConfigError
-from fastplug.interface import Interface, check_implementation, interface, interface_of, interfaces_of, optional
+from fastplug.interfaces import Interface, check_implementation, interface, interface_of, interfaces_of, optional
 from fastplug.signature import describe_interface, method_text
 
 
