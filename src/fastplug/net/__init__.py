@@ -1,0 +1,1 @@
+"""Sockets between host and plugin: where a plugin listens, how a host reaches it."""

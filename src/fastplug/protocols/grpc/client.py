@@ -1,0 +1,242 @@
+"""The host's end over gRPC."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from fastplug.deadlines import remaining_s
+from fastplug.errors import Closed, DeadlineExceeded, InterfaceMismatch, RemoteProtocolError
+from fastplug.interfaces import Interface, Method
+from fastplug.net.dial import dial
+from fastplug.protocol import HostContext
+from fastplug.protocols.grpc.channel import Channel, Code, Limits, code_of, rpc_error, select
+from fastplug.protocols.grpc.codec import MethodCodec
+from fastplug.protocols.grpc.errors import HOST_KEY, remote_error_in
+from fastplug.protocols.grpc.schema import Rpc, schema_of
+from fastplug.protocols.grpc.services import DESCRIBE, HEALTH_CHECK, SHUTDOWN, DescribeResponse, Empty, HealthRequest
+from fastplug.protocols.grpc.stream import SocketStream
+from fastplug.protocols.grpc.values import ArrayCopies
+from fastplug.signature import InterfaceDescription, check_offer, checked_description, describe, method_text, offered_index
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["GrpcClient"]
+
+# As grpc-go under go-plugin sends it over a socket without TLS.
+AUTHORITY = "unused"
+# Shutdown is answered at once or never: the plugin's main thread is not needed for it.
+SHUTDOWN_TIMEOUT_S = 2.0
+# A plugin describes its interfaces in a few KiB; more than this is no description.
+DESCRIPTION_CHARACTERS_MAX = 16 << 20
+_METADATA = ((HOST_KEY, "1"),)
+
+
+class GrpcClient:
+    """ClientProtocol over gRPC. Methods may be called from any thread of the process that made it."""
+
+    transport = "grpc"
+
+    def __init__(self, context: HostContext, engine: str = "auto") -> None:
+        self._context = context
+        self._owner_pid = os.getpid()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._copies = ArrayCopies(strict=context.config.strict_zero_copy)
+        self._offered: list[InterfaceDescription] | None = None
+        self._asked = False
+        connected = dial(context.network, context.address, timeout_s=context.config.connect_timeout_s)
+        self.channel: Channel = select(engine).connect(SocketStream(connected), None, authority=AUTHORITY, limits=Limits())
+
+    def dispense(self, interface: Interface) -> Any:
+        """An object with the interface's methods. Raises InterfaceMismatch; a plugin that does not describe itself is not checked."""
+        offered = self._descriptions()
+        lacking: set[str] = set()
+        if offered is not None:
+            places = check_offer(interface, offered[offered_index(interface, offered)])
+            lacking = {name for name, place in places.items() if place is None}
+        methods: dict[str, Callable[..., Any]] = {}
+        for rpc in schema_of(interface).rpcs:
+            name = rpc.method.name
+            methods[name] = _Absent(interface, rpc.method) if name in lacking else Remote(self, MethodCodec(rpc, interface.name, self._copies), rpc)
+        return Handle(interface, self._context.name, methods)
+
+    def _descriptions(self) -> list[InterfaceDescription] | None:
+        with self._lock:
+            if not self._asked:
+                self._offered = self._ask()
+                self._asked = True
+            return self._offered
+
+    def _ask(self) -> list[InterfaceDescription] | None:
+        failed, answer = self._unary(DESCRIBE, Empty().SerializeToString(), self._context.config.connect_timeout_s)
+        if failed is not None:
+            if code_of(failed) == Code.UNIMPLEMENTED:
+                return None
+            raise self._translated(failed, None, "the description of the plugin's interfaces")
+        try:
+            text = DescribeResponse.FromString(answer).json
+            described = json.loads(text) if len(text) <= DESCRIPTION_CHARACTERS_MAX else {}
+            return [checked_description(one) for one in described["interfaces"]]
+        except RemoteProtocolError:
+            raise
+        except Exception as error:
+            raise RemoteProtocolError(f"the plugin's description of its interfaces is malformed: {error!r:.200}") from error
+
+    def call(self, remote: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call. Raises what the class docstring of Remote says."""
+        qualified = remote.codec.qualified
+        self._check_usable(qualified)
+        request = remote.codec.encode_arguments(args, kwargs)
+        timeout_s = remaining_s()
+        if timeout_s is not None and timeout_s <= 0:
+            raise DeadlineExceeded(f"{qualified}(): the deadline was over before the call; nothing was sent")
+        failed, response = self._unary(remote.path, request, timeout_s)
+        with self._lock:
+            self._calls += 1
+        if failed is not None:
+            raise self._translated(failed, qualified, f"{qualified}()") from failed
+        return remote.codec.decode_result(response)
+
+    def _unary(self, path: str, request: bytes, timeout_s: float | None) -> tuple[Any, bytes]:
+        """(what it failed with or None, the response)."""
+        self._check_usable(None)
+        try:
+            pending = self.channel.unary_unary(path).future(request, timeout=timeout_s, metadata=_METADATA)
+        except ValueError as error:  # grpcio: closed meanwhile by another thread
+            raise self._context.lost(None) from error
+        try:
+            failed = pending.exception()  # ends with the answer, the deadline, the connection, or Ctrl-C
+            return failed, b"" if failed is not None else pending.result()
+        except BaseException as error:
+            pending.cancel()
+            if self.channel.closed.done() and isinstance(error, Exception):  # a cancelled future raises its own kind of error
+                raise self._context.lost(None) from error
+            raise
+
+    def _translated(self, failed: Any, qualified: str | None, what: str) -> Exception:
+        """The error of the tree for a failed call."""
+        status = rpc_error(failed)
+        packed = remote_error_in(status, qualified or "")
+        if packed is not None:
+            return packed
+        if status.code == Code.DEADLINE_EXCEEDED:
+            return DeadlineExceeded(f"{what} had no answer before the deadline; a late one will be dropped")
+        if self.channel.closed.done() and status.code in (Code.UNAVAILABLE, Code.CANCELLED, Code.UNKNOWN, Code.INTERNAL):
+            return self._context.lost(qualified)
+        if status.code == Code.UNIMPLEMENTED and qualified:
+            interface, _, method = qualified.rpartition(".")
+            text = f"the plugin does not have {what}: {status.message}. Use a plugin built for {interface}."
+            return InterfaceMismatch(text, interface=interface, method=method, expected=method, got=None)
+        return status
+
+    def _check_usable(self, method: str | None) -> None:
+        if os.getpid() != self._owner_pid:
+            raise Closed(
+                f"this handle belongs to process {self._owner_pid}; this is process {os.getpid()}, forked from it. "
+                "Open the plugin again here (fastplug.Spec can be passed on)."
+            )
+        if self._closed or self.channel.closed.done():
+            raise self._context.lost(method)
+
+    def ping(self, timeout_s: float) -> None:
+        """Health check of service "plugin", as go-plugin's Ping: any answer counts."""
+        failed, _ = self._unary(HEALTH_CHECK, HealthRequest(service="plugin").SerializeToString(), timeout_s)
+        if failed is not None:
+            raise self._translated(failed, None, "the ping") from failed
+
+    def request_stop(self) -> None:
+        """GRPCController.Shutdown. Whatever becomes of it counts as success: a plugin may end before it answers."""
+        if self._closed or self.channel.closed.done() or os.getpid() != self._owner_pid:
+            return
+        try:
+            self.channel.unary_unary(SHUTDOWN).future(Empty().SerializeToString(), timeout=SHUTDOWN_TIMEOUT_S)
+        except ValueError:  # grpcio: closed meanwhile by another thread
+            return
+
+    def peer_exited(self) -> None:
+        """Every waiting call ends."""
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection. Idempotent; in a forked child it does nothing, the connection is the parent's."""
+        if os.getpid() == self._owner_pid:
+            self._closed = True
+            self.channel.close()
+
+    def stats(self) -> dict[str, Any]:
+        """Calls, and the copies made of array data."""
+        return {"calls": self._calls, "copies": self._copies.copies, "copied_bytes": self._copies.copied_bytes}
+
+    def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An ordinary array: gRPC copies every one."""
+        import numpy as np
+
+        return np.empty(shape, dtype)
+
+    def blocks(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike, count: int, timeout_s: float) -> Iterator[npt.NDArray[Any]]:
+        """Ordinary arrays, each a new one: nothing here is shared that a reader could hold on to."""
+        while True:
+            yield self.empty(shape, dtype)
+
+
+class Remote:
+    """One method of a dispensed interface, callable from any thread.
+
+    Raises what the handler raises (as RemoteError), ArgumentError, DeadlineExceeded, PluginDied, Closed, InterfaceMismatch, CopyRequired,
+    RemoteProtocolError, and RpcError for any other status.
+    """
+
+    def __init__(self, client: GrpcClient, codec: MethodCodec, rpc: Rpc) -> None:
+        self.codec = codec
+        self.path = rpc.path
+        self._client = client
+        self.__name__ = rpc.method.name
+        self.__qualname__ = codec.qualified
+        self.__doc__ = rpc.method.doc
+        self.__signature__ = rpc.method.signature
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._client.call(self, args, kwargs)
+
+    def __repr__(self) -> str:
+        return f"<fastplug method {self.codec.qualified}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a live method cannot be pickled; pickle a fastplug.Spec and open it where it is needed")
+
+
+class _Absent:
+    """An ``@optional`` method that the plugin lacks."""
+
+    def __init__(self, interface: Interface, method: Method) -> None:
+        self._interface = interface
+        self._expected = method_text(describe(method))
+        self.__name__ = method.name
+        self.__doc__ = method.doc
+        self.__signature__ = method.signature
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        name = self._interface.name
+        text = f"the plugin does not have the optional method {self._expected} of {name}. Do without it, or use a plugin that has it."
+        raise InterfaceMismatch(text, interface=name, method=self.__name__, expected=self._expected)
+
+
+class Handle:
+    """What ``dispense`` returns: the interface's methods as attributes."""
+
+    def __init__(self, interface: Interface, plugin: str, methods: dict[str, Callable[..., Any]]) -> None:
+        self.__dict__.update(methods)
+        self.__doc__ = interface.cls.__doc__
+        self.__fastplug_name__ = f"{interface.name} of plugin {plugin!r} over grpc"
+
+    def __repr__(self) -> str:
+        return f"<{self.__fastplug_name__}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a live handle cannot be pickled; pickle a fastplug.Spec and open it where it is needed")

@@ -1,0 +1,375 @@
+"""Values <-> protobuf messages, driven by the types of the interface. Pure: values in, bytes out, and back.
+
+Where a type stands decides its form: a *field* can be repeated, a map or absent; an *element* (of a list, of a map) is one scalar or one
+message, so that a container inside a container has a wrapper message around it. schema.py makes the messages by the same rule.
+
+What was not sent: a scalar, tuple, struct or array field with a default takes the default. An absent list or dict is an empty one and an
+absent Optional is None, with a default or without: proto cannot tell them apart, and what a caller passes must arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from google.protobuf.message import EncodeError
+
+from fastplug import _wire_words as words
+from fastplug._wire_words import Unfit, canonical, got, shown
+from fastplug.annotation import MISSING, Kind, TypeNode
+from fastplug.errors import ArgumentError, RemoteProtocolError, ResultError
+from fastplug.protocols.grpc.names import field_names
+from fastplug.protocols.grpc.schema import Rpc, is_map_key
+from fastplug.protocols.grpc.values import ArrayCopies, Scalar, array_codec, complex_value, scalar_codec
+
+__all__ = ["MethodCodec"]
+
+# docs/wire.md, "Values": the same limit on every transport.
+DEPTH_MAX = 64
+
+_Write = Callable[[Any, Any, int], None]
+_Read = Callable[[Any, int], Any]
+
+
+class _Field(NamedTuple):
+    """write(parent, value, depth); read(parent, depth) -> the value, or MISSING where the sender left it out."""
+
+    write: _Write
+    read: _Read
+
+
+class _Message(NamedTuple):
+    """write(message, value, depth); read(message, depth) -> the value."""
+
+    write: _Write
+    read: _Read
+
+
+_Element = Scalar | _Message
+
+
+class _Compiler:
+    """Types to codecs. A class is compiled once, so that a recursive dataclass ends."""
+
+    def __init__(self, copies: ArrayCopies) -> None:
+        self.copies = copies
+        self.structs: dict[type | None, _Message] = {}
+
+    def field(self, name: str, node: TypeNode, *, presence: bool = False) -> _Field:
+        if node.kind in (Kind.LIST, Kind.SEQUENCE):
+            return _repeated_field(name, node, self.element(node.args[0]))
+        if node.kind == Kind.DICT and is_map_key(node.args[0]):
+            return _map_field(name, self.element(node.args[0]), self.element(node.args[1]))
+        if node.kind == Kind.DICT:
+            return _entries_field(name, self.field("key", node.args[0]), self.field("value", node.args[1]))
+        if node.kind == Kind.OPTIONAL:
+            return _optional_field(_single_field(name, self.element(node.args[0]), presence=True))
+        if node.kind == Kind.NONE:
+            return _Field(_write_none, lambda parent, depth: None)
+        return _single_field(name, self.element(node), presence=presence)
+
+    def element(self, node: TypeNode) -> _Element:
+        match node.kind:
+            case Kind.NONE:
+                return _Message(_write_none, lambda message, depth: None)
+            case Kind.COMPLEX:
+                return _Message(_write_complex, lambda message, depth: complex(message.real, message.imag))
+            case Kind.ARRAY:
+                write, read = array_codec(node.dtype, self.copies)
+                return _Message(lambda message, value, depth: write(message, value), lambda message, depth: read(message))
+            case Kind.TUPLE:
+                names = [f"item{i}" for i in range(len(node.args))]
+                return _tuple([self.field(name, part) for name, part in zip(names, node.args, strict=True)])
+            case Kind.STRUCT:
+                return self._struct(node)
+            case Kind.LIST | Kind.SEQUENCE | Kind.DICT:
+                return _Message(*self.field("items", node))
+            case Kind.OPTIONAL:
+                return _Message(*self.field("value", node))
+            case _:
+                return scalar_codec(node)
+
+    def _struct(self, node: TypeNode) -> _Message:
+        if node.cls not in self.structs:
+            fields: list[tuple[str, _Field, Any]] = []
+            # In the table before its fields are compiled: they may lead back here.
+            self.structs[node.cls] = _struct(node.cls, fields)
+            for name, field in zip(field_names(f.name for f in node.fields), node.fields, strict=True):
+                fields.append((field.name, self.field(name, field.node, presence=field.default is not MISSING), field.default))
+        return self.structs[node.cls]
+
+
+def _deeper(depth: int) -> int:
+    """One container further in. The sender's Unfit and the receiver's ValueError are told apart by who asked."""
+    if depth >= DEPTH_MAX:
+        raise Unfit(f"a value nested deeper than {DEPTH_MAX} levels (does it contain itself?)", final=True)
+    return depth + 1
+
+
+def _write_none(message: Any, value: Any, depth: int) -> None:
+    if value is not None:
+        raise Unfit(got(value))
+
+
+def _write_complex(message: Any, value: Any, depth: int) -> None:
+    number = complex_value(value)
+    message.real, message.imag = number.real, number.imag
+
+
+def _single_field(name: str, element: _Element, *, presence: bool) -> _Field:
+    if isinstance(element, Scalar):
+        to_proto, from_proto = element
+
+        def write_scalar(parent: Any, value: Any, depth: int) -> None:
+            setattr(parent, name, to_proto(value))
+
+        def read_scalar(parent: Any, depth: int) -> Any:
+            return from_proto(getattr(parent, name)) if not presence or parent.HasField(name) else MISSING
+
+        return _Field(write_scalar, read_scalar)
+    write_message, read_message = element
+
+    def write(parent: Any, value: Any, depth: int) -> None:
+        message = getattr(parent, name)
+        message.SetInParent()
+        write_message(message, value, depth)
+
+    def read(parent: Any, depth: int) -> Any:
+        return read_message(getattr(parent, name), depth) if parent.HasField(name) else MISSING
+
+    return _Field(write, read)
+
+
+def _optional_field(field: _Field) -> _Field:
+    def write(parent: Any, value: Any, depth: int) -> None:
+        if value is not None:
+            field.write(parent, value, depth)
+
+    def read(parent: Any, depth: int) -> Any:
+        value = field.read(parent, depth)
+        return None if value is MISSING else value
+
+    return _Field(write, read)
+
+
+def _repeated_field(name: str, node: TypeNode, element: _Element) -> _Field:
+    wanted, word = (list, "list") if node.kind == Kind.LIST else (tuple, "tuple")
+
+    def write(parent: Any, value: Any, depth: int) -> None:
+        if not isinstance(value, wanted):
+            raise Unfit(words.got_sequence(value, word))
+        inner, items, i = _deeper(depth), getattr(parent, name), 0
+        try:
+            if isinstance(element, Scalar):
+                to_proto, raw = element.to_proto, []
+                for i, item in enumerate(value):
+                    raw.append(to_proto(item))
+                items.extend(raw)
+            else:
+                for i, item in enumerate(value):
+                    element.write(items.add(), item, inner)
+        except Unfit as unfit:
+            unfit.inside(f"{word} whose item {i} is")
+            raise
+
+    def read(parent: Any, depth: int) -> Any:
+        inner, items = _deeper(depth), getattr(parent, name)
+        if isinstance(element, Scalar):
+            return wanted(map(element.from_proto, items))
+        return wanted(element.read(item, inner) for item in items)
+
+    return _Field(write, read)
+
+
+def _map_field(name: str, key: _Element, value: _Element) -> _Field:
+    assert isinstance(key, Scalar)
+
+    def write(parent: Any, mapping: Any, depth: int) -> None:
+        if not isinstance(mapping, dict):
+            raise Unfit(got(mapping))
+        inner, entries = _deeper(depth), getattr(parent, name)
+        for k, v in mapping.items():
+            raw = _within("dict with a key that is", key.to_proto, k)
+            if isinstance(value, Scalar):
+                entries[raw] = _within(f"dict whose value at {shown(k)} is", value.to_proto, v)
+            else:
+                _within(f"dict whose value at {shown(k)} is", value.write, entries[raw], v, inner)
+
+    def read(parent: Any, depth: int) -> dict[Any, Any]:
+        inner, entries = _deeper(depth), getattr(parent, name)
+        if isinstance(value, Scalar):
+            return {key.from_proto(k): value.from_proto(v) for k, v in entries.items()}
+        return {key.from_proto(k): value.read(v, inner) for k, v in entries.items()}
+
+    return _Field(write, read)
+
+
+def _entries_field(name: str, key: _Field, value: _Field) -> _Field:
+    """A dict whose keys a proto map cannot have."""
+
+    def write(parent: Any, mapping: Any, depth: int) -> None:
+        if not isinstance(mapping, dict):
+            raise Unfit(got(mapping))
+        inner, entries = _deeper(depth), getattr(parent, name)
+        for k, v in mapping.items():
+            entry = entries.add()
+            _within("dict with a key that is", key.write, entry, k, inner)
+            _within(f"dict whose value at {shown(k)} is", value.write, entry, v, inner)
+
+    def read(parent: Any, depth: int) -> dict[Any, Any]:
+        inner = _deeper(depth)
+        return {_sent(key, entry, "key", inner): _sent(value, entry, "value", inner) for entry in getattr(parent, name)}
+
+    return _Field(write, read)
+
+
+def _tuple(fields: list[_Field]) -> _Message:
+    def write(message: Any, value: Any, depth: int) -> None:
+        if not isinstance(value, tuple):
+            raise Unfit(words.got_sequence(value, "tuple"))
+        if len(value) != len(fields):
+            raise Unfit(f"tuple of length {len(value)}")
+        inner = _deeper(depth)
+        for i, (field, item) in enumerate(zip(fields, value, strict=True)):
+            _within(f"tuple whose item {i} is", field.write, message, item, inner)
+
+    def read(message: Any, depth: int) -> tuple[Any, ...]:
+        inner = _deeper(depth)
+        return tuple(_sent(field, message, f"item{i}", inner) for i, field in enumerate(fields))
+
+    return _Message(write, read)
+
+
+def _struct(cls: Any, fields: list[tuple[str, _Field, Any]]) -> _Message:
+    def write(message: Any, value: Any, depth: int) -> None:
+        if not isinstance(value, cls):
+            raise Unfit(got(value))
+        inner = _deeper(depth)
+        for name, field, _ in fields:
+            _within(f"{cls.__name__} whose field {name!r} is", field.write, message, getattr(value, name), inner)
+
+    def read(message: Any, depth: int) -> Any:
+        inner = _deeper(depth)
+        # Absent means default: the constructor fills it in.
+        return cls(**{name: value for name, field, default in fields if (value := _sent(field, message, name, inner, default)) is not MISSING})
+
+    return _Message(write, read)
+
+
+def _within(where: str, write: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return write(*args)
+    except Unfit as unfit:
+        unfit.inside(where)
+        raise
+
+
+def _sent(field: _Field, message: Any, name: str, depth: int, default: Any = MISSING) -> Any:
+    """The field's value. What must be there and is not: None for a None, else the peer's fault."""
+    value = field.read(message, depth)
+    if value is MISSING and default is MISSING:
+        raise ValueError(f"field {name!r} is missing")
+    return value
+
+
+class MethodCodec:
+    """Requests and responses of one method. Thread-safe.
+
+    Args: ``rpc`` its path and message classes; ``interface`` the name for error texts; ``copies`` counts array copies.
+    """
+
+    def __init__(self, rpc: Rpc, interface: str, copies: ArrayCopies) -> None:
+        compiler = _Compiler(copies)
+        method = rpc.method
+        self.method = method
+        self.qualified = f"{interface}.{method.name}"
+        self._names = [parameter.name for parameter in method.parameters]
+        self._keyword_only = [parameter.name for parameter in method.parameters if parameter.keyword_only]
+        self._request, self._response = rpc.request, rpc.response
+        self._fields = [
+            compiler.field(name, parameter.node, presence=parameter.default is not MISSING)
+            for name, parameter in zip(field_names(p.name for p in method.parameters), method.parameters, strict=True)
+        ]
+        self._result = compiler.field(field_names(["result"])[0], method.returns)
+
+    def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        """The request. Raises ArgumentError; nothing was sent."""
+        message = self._request()
+        for parameter, field, value in zip(self.method.parameters, self._fields, self._bound(args, kwargs), strict=True):
+            if value is MISSING:  # the plugin's default; left out, these would arrive as empty or None instead
+                if parameter.node.kind not in _ALWAYS_SENT:
+                    continue
+                value = parameter.default
+            try:
+                field.write(message, value, 0)
+            except Exception as error:
+                raise words.argument_error(self.qualified, parameter.name, canonical(parameter.node), value, error)  # noqa: B904  it has its cause
+        try:
+            data: bytes = message.SerializeToString()
+        except (EncodeError, ValueError) as error:
+            text = f"{self.qualified}(): the arguments are more than 2 GiB, protobuf's limit; send them in pieces"
+            raise ArgumentError(text, method=self.qualified) from error
+        return data
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The value of each parameter, MISSING where its default stands; the rules and words of the compiled codec."""
+        given, positional = len(args), len(self._names) - len(self._keyword_only)
+        if given > positional:
+            raise words.too_many(self.qualified, positional, given)
+        values = [*args, *([MISSING] * (len(self._names) - given))]
+        for name, value in kwargs.items():
+            if name not in self._names:
+                raise words.unexpected(self.qualified, name)
+            i = self._names.index(name)
+            if i < given:
+                raise words.given_twice(self.qualified, name)
+            values[i] = value
+        lacking = [p for p, value in zip(self.method.parameters, values, strict=True) if value is MISSING and p.default is MISSING]
+        if lacking:
+            raise words.missing(self.qualified, [p.name for p in lacking if not p.keyword_only], [p.name for p in lacking])
+        return values
+
+    def decode_arguments(self, data: bytes) -> tuple[list[Any], dict[str, Any]]:
+        """What to call the handler with. Raises RemoteProtocolError."""
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        try:
+            message = self._request.FromString(data)
+            for parameter, field in zip(self.method.parameters, self._fields, strict=True):
+                value = _sent(field, message, parameter.name, 0, parameter.default)
+                if value is MISSING:
+                    value = parameter.default
+                if parameter.keyword_only:
+                    kwargs[parameter.name] = value
+                else:
+                    args.append(value)
+        except Exception as error:  # bad bytes, bad values, what a struct's own constructor raises
+            raise RemoteProtocolError(f"{self.qualified}(): the host's request is malformed: {_words(error)}") from error
+        return args, kwargs
+
+    def encode_result(self, value: Any) -> bytes:
+        """The response. Raises ResultError."""
+        message = self._response()
+        try:
+            self._result.write(message, value, 0)
+        except Exception as error:
+            raise words.result_error(self.qualified, canonical(self.method.returns), value, error)  # noqa: B904  it has its cause
+        try:
+            data: bytes = message.SerializeToString()
+        except (EncodeError, ValueError) as error:
+            raise ResultError(f"{self.qualified}(): the result is more than 2 GiB, protobuf's limit; return it in pieces") from error
+        return data
+
+    def decode_result(self, data: bytes) -> Any:
+        """The value. Raises RemoteProtocolError."""
+        try:
+            return _sent(self._result, self._response.FromString(data), "result", 0)
+        except Exception as error:  # bad bytes, bad values, what a struct's own constructor raises
+            raise RemoteProtocolError(f"{self.qualified}(): the plugin's response is malformed: {_words(error)}") from error
+
+
+# Left out by the caller, these would arrive as empty or None instead of as the default.
+_ALWAYS_SENT = (Kind.LIST, Kind.SEQUENCE, Kind.DICT, Kind.OPTIONAL)
+
+def _words(error: Exception) -> str:
+    return f"it holds {error.got}" if isinstance(error, Unfit) else str(error) or type(error).__name__

@@ -1,0 +1,1 @@
+"""Engines: what carries gRPC. Only the module of an engine imports its library."""

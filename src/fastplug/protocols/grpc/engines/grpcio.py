@@ -1,0 +1,267 @@
+"""The engine over grpcio, the only module that imports grpc.
+
+grpcio wants addresses and fastplug has connected streams, so each stream is relayed through a private Unix socket in a directory that
+only this user may enter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+from fastplug.errors import LocalProtocolError, RpcError
+from fastplug.protocols.grpc.channel import ByteStream, Handler, HandlerKind, Limits, MethodTable, Tls
+from fastplug.protocols.grpc.stream import Relay, SocketStream
+
+__all__ = ["ENGINE"]
+
+# sockaddr_un holds 107 characters on Linux and 103 on macOS; the name below the directory takes 2.
+_DIRECTORY_CHARACTERS_MAX = 100
+# grpcio connects within the first call; this many connections may wait for the relay, and it makes one.
+_BACKLOG = 1
+
+
+class _PrivatePath:
+    """A path for a socket in a 0700 directory of its own."""
+
+    def __init__(self) -> None:
+        directory = tempfile.mkdtemp(prefix="fastplug-grpc-")
+        if len(directory) > _DIRECTORY_CHARACTERS_MAX:
+            os.rmdir(directory)
+            directory = tempfile.mkdtemp(prefix="fastplug-grpc-", dir="/tmp")  # noqa: S108  a 0700 directory with a random name
+        self._directory = directory
+        self.path = os.path.join(directory, "s")
+
+    def remove(self) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _options(limits: Limits) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.max_receive_message_length", limits.max_receive_bytes),
+        ("grpc.max_send_message_length", limits.max_send_bytes),
+        ("grpc.max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
+    ]
+
+
+def _refuse_tls(tls: Tls | None) -> None:
+    if tls is not None:
+        raise LocalProtocolError("the grpcio engine has no TLS yet; start the plugin without auto_mtls")
+
+
+class _Channel:
+    """A grpc.Channel over one stream. When the stream ends, it ends: a plugin that is gone does not come back."""
+
+    def __init__(self, stream: ByteStream, authority: str, limits: Limits) -> None:
+        self.closed: Future[str] = Future()
+        self._stream = stream
+        self._private = _PrivatePath()
+        self._relay: Relay | None = None
+        self._lock = threading.Lock()
+        self._ended = False
+        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._door.bind(self._private.path)
+        self._door.listen(_BACKLOG)
+        self._doorman = threading.Thread(target=self._admit, name="fastplug-grpc-admit", daemon=True)
+        self._doorman.start()
+        # Without a subchannel pool of its own, a channel could be handed the connection of another.
+        own = [("grpc.default_authority", authority), ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+        self._channel: grpc.Channel | None = grpc.insecure_channel(f"unix:{self._private.path}", options=[*_options(limits), *own])
+
+    def _open(self) -> grpc.Channel:
+        channel = self._channel
+        if channel is None:
+            raise ValueError("Cannot invoke RPC on closed channel!")  # grpcio's own words
+        return channel
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return self._open().unary_unary(*args, **kwargs)
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._open().unary_stream(*args, **kwargs)
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return self._open().stream_unary(*args, **kwargs)
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._open().stream_stream(*args, **kwargs)
+
+    def subscribe(self, callback: Callable[[Any], None], try_to_connect: bool | None = None) -> None:
+        self._open().subscribe(callback, bool(try_to_connect))
+
+    def unsubscribe(self, callback: Callable[[Any], None]) -> None:
+        self._open().unsubscribe(callback)
+
+    def _admit(self) -> None:
+        """Waits for grpcio's one connection, or for close(). After it nobody else can come in."""
+        try:
+            inner, _ = self._door.accept()
+        except OSError:  # close() came first
+            return
+        finally:
+            self._door.close()
+            self._private.remove()
+        with self._lock:
+            if self._ended:
+                inner.close()
+                return
+            self._relay = Relay(self._stream, SocketStream(inner))
+        self._relay.closed.add_done_callback(lambda ended: self._set_closed(ended.result()))
+
+    def _set_closed(self, reason: str) -> None:
+        with contextlib.suppress(InvalidStateError):  # close() and the peer at once
+            self.closed.set_result(reason)
+
+    def close(self) -> None:
+        """Ends every call, the connection and what was made for it. Idempotent."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        self._set_closed("the channel was closed")
+        # Let go of, too: grpcio keeps two descriptors as long as any object of its own lives.
+        channel, self._channel = self._open(), None
+        channel.close()
+        del channel
+        with contextlib.suppress(OSError):  # already closed by the doorman
+            self._door.shutdown(socket.SHUT_RDWR)
+        self._doorman.join()
+        if self._relay is not None:
+            self._relay.close()
+        self._stream.close()
+
+
+def _answering(handle: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The handler with its RpcError as a gRPC status."""
+
+    def behave(request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return handle(request, context)
+        except RpcError as error:
+            _abort(context, error)
+
+    return behave
+
+
+def _answering_stream(handle: Callable[[Any, Any], Iterator[Any]]) -> Callable[[Any, Any], Iterator[Any]]:
+    def behave(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        try:
+            yield from handle(request, context)
+        except RpcError as error:
+            _abort(context, error)
+
+    return behave
+
+
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def _abort(context: grpc.ServicerContext, error: RpcError) -> None:
+    context.set_trailing_metadata(error.trailers)
+    context.abort(_STATUS.get(error.code, grpc.StatusCode.UNKNOWN), error.message)
+
+
+class _Methods(grpc.GenericRpcHandler):
+    """A method table as grpcio wants it."""
+
+    def __init__(self, methods: MethodTable) -> None:
+        self._handlers = {path: self._rpc(handler) for path, handler in methods.items()}
+
+    @staticmethod
+    def _rpc(handler: Handler) -> Any:
+        if handler.kind is HandlerKind.UNARY:
+            return grpc.unary_unary_rpc_method_handler(_answering(handler.handle), handler.decode, handler.encode)
+        return grpc.unary_stream_rpc_method_handler(_answering_stream(handler.handle), handler.decode, handler.encode)
+
+    def service(self, handler_call_details: Any) -> Any:
+        return self._handlers.get(handler_call_details.method)
+
+
+class _Server:
+    """A grpc.Server on a private socket, to which each attached stream is relayed."""
+
+    def __init__(self, workers: int, limits: Limits, interceptors: Sequence[Any]) -> None:
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fastplug-grpc")
+        self._server: grpc.Server | None = grpc.server(self._pool, interceptors=list(interceptors), options=_options(limits))
+        self._private = _PrivatePath()
+        self._server.add_insecure_port(f"unix:{self._private.path}")
+        self._lock = threading.Lock()
+        self._started = False
+        self._stopped: threading.Event | None = None
+        self._relays: set[Relay] = set()
+
+    def _open(self) -> grpc.Server:
+        server = self._server
+        if server is None or self._stopped is not None:
+            raise LocalProtocolError("the gRPC server was stopped; make a new one")
+        return server
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None:
+        self._open().add_generic_rpc_handlers(generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
+        self._open().add_registered_method_handlers(service_name, method_handlers)
+
+    def add_methods(self, methods: MethodTable) -> None:
+        self._open().add_generic_rpc_handlers((_Methods(methods),))
+
+    def attach(self, stream: ByteStream, tls: Tls | None = None) -> Relay:
+        _refuse_tls(tls)
+        with self._lock:
+            self._start(self._open())
+            inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            inner.connect(self._private.path)
+            relay = Relay(stream, SocketStream(inner))
+            self._relays.add(relay)
+        relay.closed.add_done_callback(lambda _: self._relays.discard(relay))
+        return relay
+
+    def _start(self, server: grpc.Server) -> None:
+        if not self._started:
+            server.start()
+            self._started = True
+
+    def stop(self, grace_s: float | None) -> threading.Event:
+        with self._lock:
+            if self._stopped is None:
+                server, self._server = self._open(), None  # as in _Channel.close()
+                self._stopped = threading.Event()
+                self._start(server)  # grpcio frees the port only of a server that was started
+                calls_ended = server.stop(grace_s)
+                threading.Thread(target=self._free, args=(server, calls_ended, self._stopped), name="fastplug-grpc-stop", daemon=True).start()
+        return self._stopped
+
+    def _free(self, server: grpc.Server, calls_ended: threading.Event, stopped: threading.Event) -> None:
+        calls_ended.wait()  # bounded by stop's grace
+        del server  # not before: grpcio ends the thread that sets the event with its server
+        for relay in list(self._relays):
+            relay.close()
+        self._private.remove()
+        self._pool.shutdown(wait=False)
+        stopped.set()
+
+
+class _Grpcio:
+    """engine name: grpcio."""
+
+    name = "grpcio"
+
+    def connect(self, stream: ByteStream, tls: Tls | None, *, authority: str, limits: Limits) -> _Channel:
+        _refuse_tls(tls)
+        return _Channel(stream, authority, limits)
+
+    def server(self, *, workers: int, limits: Limits, interceptors: Sequence[Any] = ()) -> _Server:
+        return _Server(workers, limits, interceptors)
+
+
+ENGINE = _Grpcio()

@@ -1,0 +1,156 @@
+"""The plugin's end over gRPC: listens, serves the interfaces' methods on the main thread, and everything else beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from typing import Any
+
+from fastplug.errors import RemoteProtocolError, RpcError
+from fastplug.interfaces import Interface, check_implementation
+from fastplug.net.listener import Listener
+from fastplug.protocol import PluginContext
+from fastplug.protocols.grpc.channel import CallContext, Code, Handler, HandlerKind, Limits, select
+from fastplug.protocols.grpc.codec import MethodCodec
+from fastplug.protocols.grpc.errors import HOST_KEY, status_of
+from fastplug.protocols.grpc.schema import Rpc, schema_of
+from fastplug.protocols.grpc.services import Services
+from fastplug.protocols.grpc.stream import SocketStream
+from fastplug.protocols.grpc.values import ArrayCopies
+from fastplug.signature import describe_interface
+
+__all__ = ["GrpcServer"]
+
+# Calls that may wait for the main thread, each on a thread of the engine; the ones beyond are told so at once.
+PENDING_CALLS_MAX = 240
+# What must be answered while that many calls wait: health, shutdown, a few streams that are held open.
+INTERNAL_WORKERS = 16
+# For the answer to Shutdown to leave; the host takes a broken connection for success, too.
+STOP_GRACE_S = 0.05
+# How long the accepting thread may take to notice that its listener is closed.
+JOIN_TIMEOUT_S = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class _Method:
+    """One served method. ``run`` belongs to the main thread."""
+
+    def __init__(self, rpc: Rpc, interface: Interface, function: Callable[..., Any], copies: ArrayCopies) -> None:
+        self.codec = MethodCodec(rpc, interface.name, copies)
+        self._function = function
+
+    def run(self, request: bytes, *, fastplug_host: bool) -> bytes:
+        """The response. Raises RpcError, whatever the handler raised: a handler must not end the plugin."""
+        try:
+            args, kwargs = self.codec.decode_arguments(request)
+            return self.codec.encode_result(self._function(*args, **kwargs))
+        except RemoteProtocolError as error:
+            raise RpcError(Code.INVALID_ARGUMENT, str(error)) from error
+        except BaseException as error:
+            raise status_of(error, fastplug_host=fastplug_host) from error
+
+
+class GrpcServer:
+    """ServerProtocol over gRPC. Handlers run one after another on the thread that calls ``run``."""
+
+    network: str
+    address: str
+
+    def __init__(self, context: PluginContext, engine: str = "auto") -> None:
+        self._jobs: queue.SimpleQueue[tuple[Future[bytes], _Method, bytes, bool] | None] = queue.SimpleQueue()
+        self._slots = threading.BoundedSemaphore(PENDING_CALLS_MAX)
+        self._stopping = threading.Event()
+        self._closed = False
+        self._server = select(engine).server(workers=PENDING_CALLS_MAX + INTERNAL_WORKERS, limits=Limits())
+        copies = ArrayCopies()
+        descriptions = []
+        for interface, implementation in context.interfaces:
+            implemented = check_implementation(implementation, interface)
+            descriptions.append(describe_interface(interface, implemented))
+            self._add_interface(interface, implementation, {method.name for method in implemented}, copies)
+        described = json.dumps({"interfaces": descriptions})
+        self._services = Services(lambda: described, self.stop)
+        self._server.add_methods(self._services.methods())
+        self._listener = Listener(context.socket_dir, context.socket_group)
+        self.network, self.address = self._listener.network, self._listener.address
+        self._acceptor = threading.Thread(target=self._accept, name="fastplug-grpc-accept", daemon=True)
+        self._acceptor.start()
+
+    def _add_interface(self, interface: Interface, implementation: Any, implemented: set[str], copies: ArrayCopies) -> None:
+        rpcs = [rpc for rpc in schema_of(interface).rpcs if rpc.method.name in implemented]
+        methods = {rpc.path: _Method(rpc, interface, getattr(implementation, rpc.method.name), copies) for rpc in rpcs}
+        self._server.add_methods({path: Handler(HandlerKind.UNARY, self._handing_over(method)) for path, method in methods.items()})
+
+    def _handing_over(self, method: _Method) -> Callable[[bytes, CallContext], bytes]:
+        """A handler for the engine's thread: posts the call to the main thread and waits for it."""
+
+        def handle(request: bytes, context: CallContext) -> bytes:
+            if not self._slots.acquire(blocking=False):
+                raise RpcError(Code.RESOURCE_EXHAUSTED, f"{PENDING_CALLS_MAX} calls wait already; this plugin handles one at a time")
+            try:
+                job: Future[bytes] = Future()
+                context.add_callback(job.cancel)  # a caller that gave up: not run, if it has not begun
+                self._jobs.put((job, method, request, any(key == HOST_KEY for key, _ in context.invocation_metadata())))
+                if self._stopping.is_set():
+                    job.cancel()
+                return job.result()  # ends with the answer, the caller's end, or the plugin's
+            except CancelledError as error:
+                raise RpcError(Code.UNAVAILABLE, "the plugin ended before it came to this call") from error
+            finally:
+                self._slots.release()
+
+        return handle
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connected = self._listener.accept()
+                if connected is None:
+                    return
+                self._server.attach(SocketStream(connected))
+            except Exception:
+                if self._stopping.is_set():
+                    return
+                _log.exception("the plugin could not take a connection")
+
+    def stop(self) -> None:
+        """Lets ``run`` return once the call in hand is done. From any thread; idempotent."""
+        self._stopping.set()
+        self._jobs.put(None)
+
+    def run(self) -> None:
+        """Serves until Shutdown or ``stop``."""
+        while (job := self._jobs.get()) is not None and not self._stopping.is_set():
+            self._run(*job)
+            del job  # not kept alive until the next one comes: its arguments may be large
+        self.close()
+
+    def _run(self, job: Future[bytes], method: _Method, request: bytes, fastplug_host: bool) -> None:
+        if not job.set_running_or_notify_cancel():
+            return
+        try:
+            response = method.run(request, fastplug_host=fastplug_host)
+        except RpcError as error:
+            job.set_exception(error)
+        else:
+            job.set_result(response)
+
+    def close(self) -> None:
+        """Ends all connections and frees what was made. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.stop()
+        self._listener.close()
+        while not self._jobs.empty():
+            job = self._jobs.get()
+            if job is not None:
+                job[0].cancel()
+        self._services.end()
+        self._server.stop(STOP_GRACE_S).wait()  # bounded by the grace
+        self._acceptor.join(JOIN_TIMEOUT_S)

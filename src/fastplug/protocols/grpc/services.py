@@ -1,0 +1,150 @@
+"""The services that every plugin has beside its own: health, controller, stdio, directory. Engine-neutral method tables.
+
+Their messages are small and fixed, so they are described here instead of in generated modules, which would import grpc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from fastplug.errors import RpcError
+from fastplug.protocols.grpc.channel import CallContext, Code, Handler, HandlerKind, MethodTable
+
+__all__ = [
+    "DESCRIBE",
+    "HEALTH_CHECK",
+    "SHUTDOWN",
+    "STDERR",
+    "STDOUT",
+    "STREAM_STDIO",
+    "DescribeResponse",
+    "Empty",
+    "HealthRequest",
+    "HealthResponse",
+    "Services",
+    "StdioData",
+]
+
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
+SHUTDOWN = "/plugin.GRPCController/Shutdown"
+STREAM_STDIO = "/plugin.GRPCStdio/StreamStdio"
+DESCRIBE = "/fastplug.v1.Directory/Describe"
+
+_Field = descriptor_pb2.FieldDescriptorProto
+_Shape = dict[str, list[tuple[str, "_Field.Type.ValueType"]]]
+
+
+def _messages(package: str, shapes: _Shape) -> list[Any]:
+    """Message classes with these singular fields, numbered in order."""
+    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
+    for name, fields in shapes.items():
+        message = file.message_type.add(name=name)
+        for number, (field, kind) in enumerate(fields, 1):
+            message.field.add(name=field, number=number, type=kind, label=_Field.LABEL_OPTIONAL)
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return [message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in shapes]
+
+
+# An enum travels as an int32, so status and channel are described as one.
+HealthRequest, HealthResponse = _messages(
+    "grpc.health.v1", {"HealthCheckRequest": [("service", _Field.TYPE_STRING)], "HealthCheckResponse": [("status", _Field.TYPE_INT32)]}
+)
+Empty, StdioData = _messages("plugin", {"Empty": [], "StdioData": [("channel", _Field.TYPE_INT32), ("data", _Field.TYPE_BYTES)]})
+(DescribeResponse,) = _messages("fastplug.v1", {"DescribeResponse": [("json", _Field.TYPE_STRING)]})
+
+SERVING = 1
+STDOUT, STDERR = 1, 2
+# go-plugin sets "plugin"; "" stands for the whole server by the health protocol.
+_HEALTHY = ("plugin", "")
+
+
+class Services:
+    """The internal services of one plugin.
+
+    Args: ``describe`` gives the JSON of the interfaces; ``shutdown`` is told, once or more, that the host wants the end; ``stdio`` has
+    (STDOUT or STDERR, bytes) for a host that streams them, None when there is nothing to stream.
+    Handlers run on the engine's threads; ``end`` may be called from any.
+    """
+
+    def __init__(
+        self, describe: Callable[[], str], shutdown: Callable[[], None], stdio: queue.Queue[tuple[int, bytes] | None] | None = None
+    ) -> None:
+        self._describe = describe
+        self._shutdown = shutdown
+        self._stdio = stdio
+        self._ended = False
+        self._held: set[threading.Event] = set()
+        self._lock = threading.Lock()
+
+    def methods(self) -> MethodTable:
+        """Path to handler."""
+        unary, stream = HandlerKind.UNARY, HandlerKind.SERVER_STREAM
+        return {
+            HEALTH_CHECK: Handler(unary, self._check, HealthRequest.FromString, HealthResponse.SerializeToString),
+            HEALTH_WATCH: Handler(stream, self._watch, HealthRequest.FromString, HealthResponse.SerializeToString),
+            SHUTDOWN: Handler(unary, self._stop, Empty.FromString, Empty.SerializeToString),
+            STREAM_STDIO: Handler(stream, self._stream, Empty.FromString, StdioData.SerializeToString),
+            DESCRIBE: Handler(unary, self._tell, Empty.FromString, DescribeResponse.SerializeToString),
+        }
+
+    def end(self) -> None:
+        """Ends the streams that are held open. Idempotent."""
+        with self._lock:
+            self._ended = True
+            for event in self._held:
+                event.set()
+        if self._stdio is not None:
+            with contextlib.suppress(queue.Full):  # then its reader is not waiting for more
+                self._stdio.put_nowait(None)
+
+    def _check(self, request: Any, context: CallContext) -> Any:
+        if request.service not in _HEALTHY:
+            raise RpcError(Code.NOT_FOUND, f"unknown service {request.service[:200]!r}")
+        return HealthResponse(status=SERVING)
+
+    def _watch(self, request: Any, context: CallContext) -> Iterator[Any]:
+        yield self._check(request, context)
+        self._hold(context).wait()  # as long as the host wants to watch; end() ends it
+
+    def _stop(self, request: Any, context: CallContext) -> Any:
+        self._shutdown()
+        return Empty()
+
+    def _tell(self, request: Any, context: CallContext) -> Any:
+        return DescribeResponse(json=self._describe())
+
+    def _stream(self, request: Any, context: CallContext) -> Iterator[Any]:
+        """Held open as long as the host listens: a go-plugin host takes its end for a plugin that went away."""
+        held = self._hold(context)
+        if self._stdio is None:
+            held.wait()
+            return
+        context.add_callback(lambda: self._stdio.put(None) if self._stdio is not None else None)
+        while not held.is_set():
+            item = self._stdio.get()  # ended by the None of end() or of the call's end
+            if item is not None:
+                yield StdioData(channel=item[0], data=item[1])
+
+    def _hold(self, context: CallContext) -> threading.Event:
+        """An event that is set when the call, or the plugin, ends."""
+        event = threading.Event()
+
+        def release() -> None:
+            event.set()
+            with self._lock:
+                self._held.discard(event)
+
+        with self._lock:
+            self._held.add(event)
+            ended = self._ended
+        if ended or not context.add_callback(release):
+            release()
+        return event
