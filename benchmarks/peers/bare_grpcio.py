@@ -25,7 +25,7 @@ def call(request: bytes, _context: grpc.ServicerContext) -> bytes:
 
 def serve(address: str, lifeline: Any) -> None:
     server = grpc.server(ThreadPoolExecutor(1), options=OPTIONS)
-    methods = {METHOD: grpc.unary_unary_rpc_method_handler(call)}
+    methods: dict[str, Any] = {METHOD: grpc.unary_unary_rpc_method_handler(call)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     server.add_insecure_port(address)
     server.start()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 import fastplug
 from benchmarks.bench_api import Bench
+from fastplug.config import Transport
 
 __all__ = ["InProcess", "OwnGrpc", "OwnSocket", "SharedMemory", "plugin_environment", "plugin_target"]
 
@@ -33,7 +34,7 @@ class Own:
 
     name: str
     label: str
-    transport: str | None = None
+    transport: Transport = "auto"
 
     def __init__(self) -> None:
         self.client: Any = None
@@ -62,7 +63,7 @@ class Own:
 class SharedMemory(Own):
     name = "shm"
     label = "fastplug, shared memory"
-    transport = "shm"
+    transport: Transport = "shm"
 
     def born(self, count: int) -> npt.NDArray[np.float64] | None:
         array: npt.NDArray[np.float64] = self.client.empty((count,), np.float64)
@@ -72,23 +73,23 @@ class SharedMemory(Own):
 class OwnSocket(Own):
     name = "socket"
     label = "fastplug, socket"
-    transport = "socket"
+    transport: Transport = "socket"
 
 
 class OwnGrpc(Own):
     name = "grpc"
     label = "fastplug, gRPC"
-    transport = "grpc"
+    transport: Transport = "grpc"
 
 
 class InProcess(Own):
     name = "inproc"
     label = "fastplug, in-process"
-    transport = "inproc"
+    transport: Transport = "inproc"
 
     @property
     def pid(self) -> int | None:
         return None
 
     def open(self) -> Any:
-        return fastplug.start("benchmarks.plugin:Plugin")
+        return fastplug.start("benchmarks.plugin:Plugin", transport=self.transport)

@@ -11,7 +11,7 @@ __all__ = ["Progress"]
 
 WIDTH = 32
 REDRAW_S = 0.05  # drawing is not what is being measured
-LABEL_WIDTH = 34
+LABEL_WIDTH = 40
 
 
 class Progress:
