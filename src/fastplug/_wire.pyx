@@ -81,9 +81,9 @@ cdef class MethodCodec:
                 raise words.given_twice(self.qualified, name)
             values[i] = value
             end = max(end, i + 1)
-        missing = [i for i in range(given, len(values)) if values[i] is MISSING]
-        if missing:
-            raise words.missing(self.qualified, [self.parameters[i] for i in missing if i < self.positional], self.keyword_only, kwargs)
+        lacking = [name for name, value in zip(self.parameters, values) if value is MISSING]
+        if lacking:
+            raise words.missing(self.qualified, [name for name in lacking if name not in self.keyword_only], lacking)
         return tuple(values[:end])
 
     cdef tuple decode_arguments(self, Decoder dec):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -135,7 +135,7 @@ def given_twice(qualified: str, name: str) -> ArgumentError:
     return ArgumentError(f"{qualified}() got multiple values for argument {name!r}", method=qualified, parameter=name)
 
 
-def missing(qualified: str, positional: Sequence[str], keyword_only: Sequence[str], kwargs: Mapping[str, Any]) -> ArgumentError:
+def missing(qualified: str, positional: Sequence[str], keyword_only: Sequence[str]) -> ArgumentError:
     """Parameters without a value and without a default; those that may be positional are named first, as Python does."""
     names, manner = (positional, "positional") if positional else (keyword_only, "keyword-only")
     listed = [repr(name) for name in names]
