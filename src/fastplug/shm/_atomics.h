@@ -81,6 +81,17 @@ static inline void fp_pause(void) {
 #endif
 }
 
+/* Fetch a line that is about to be read; and one that is about to be written, so that the store that publishes need not wait for it. */
+static inline void fp_prefetch(const void *address) { __builtin_prefetch(address, 0, 3); }
+
+static inline void fp_prefetch_for_writing(const void *address) {
+#if defined(__x86_64__)
+    __asm__ volatile("prefetchw %0" : : "m"(*(const char *)address)); /* a no-op where the CPU lacks it */
+#else
+    __builtin_prefetch(address, 1, 3);
+#endif
+}
+
 /* Waits at most timeout_ns while the low half of *word is `seen`. Any return means: look again. */
 static inline int fp_futex_wait(const uint64_t *word, uint64_t seen, int64_t timeout_ns) {
     struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};

@@ -33,6 +33,8 @@ cdef class Lane(Link):
     # Private truth: what the shared words repeat. Never read back from shared memory.
     cdef uint64_t tail                  # written to the out ring
     cdef uint64_t head                  # consumed from the in ring
+    cdef uint64_t told_head             # what our shared head says
+    cdef uint64_t their_head            # what their shared head said when it was last looked at
     cdef int32_t gone
     cdef bint may_spin
     cdef public int64_t slice_ns        # longest sleep between two looks at signals and leases
@@ -52,3 +54,4 @@ cdef class Lane(Link):
     cdef int _wait_data(self, int64_t until_ns) except -1
     cdef int _wait_space(self, uint64_t need, int64_t until_ns) except -1
     cdef int _drain(self) except -1
+    cdef void _tell_head(self) noexcept

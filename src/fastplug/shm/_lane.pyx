@@ -29,6 +29,8 @@ cdef extern from "_atomics.h" nogil:
     uint32_t fp_load_flag(const uint32_t*)
     void fp_set_gone(int32_t*)
     int fp_is_gone(const int32_t*)
+    void fp_prefetch(const void*)
+    void fp_prefetch_for_writing(const void*)
     void fp_point(const char*)
     enum: FP_DEBUG
 
@@ -41,6 +43,8 @@ MIN_RING_BYTES = 64 * 1024
 MAX_RING_BYTES = 64 * 1024 * 1024
 # A payload over 1/16 of the ring goes to the arena: no frame can block the ring for long.
 INLINE_FRACTION = 16
+cdef enum:
+    HEAD_FRACTION = 4       # of the ring: the most that is consumed and not told
 
 # 5 us with the GIL: while another thread computes in Python, giving the GIL away costs its 5 ms switch interval.
 SPIN_HOLDING_GIL_NS = 5_000
@@ -127,7 +131,8 @@ cdef class Lane(Link):
             raise LocalProtocolError(f"a payload of {header.size} bytes must be spilled: the lane takes {self.inline_limit}")
         if fp_is_gone(&self.gone):
             raise EOFError
-        if self.tail + pad + need - fp_load_position(&self.theirs.head) > self.out_bytes:
+        # Their head is looked at only when the ring seems full: its line belongs to the peer, and a look costs a transfer.
+        if self.tail + pad + need - self.their_head > self.out_bytes:
             self._wait_space(pad + need, until_ns)
         if pad:
             memset(&filler, 0, HEADER_BYTES)
@@ -144,6 +149,10 @@ cdef class Lane(Link):
         fp_publish_tail(self.mine, self.theirs, self.tail)
         if FP_DEBUG:
             fp_point("frame published")
+        # The next frame's first lines: the peer had them last, so that writing them later would wait for a transfer.
+        index = self.tail & (self.out_bytes - 1)
+        fp_prefetch_for_writing(self.out_ring + index)
+        fp_prefetch_for_writing(self.out_ring + (index + 64 & (self.out_bytes - 1)))
         if self.holds or self.unsent_holds:
             self._settle_holds()
         return 0
@@ -156,9 +165,12 @@ cdef class Lane(Link):
             seen = fp_load_position(&self.theirs.head)
             if self.tail - seen > self.out_bytes:
                 raise RemoteProtocolError(f"the peer's head {seen} is ahead of what was written ({self.tail}), or too far behind")
+            self.their_head = seen
             if self.tail + need - seen <= self.out_bytes:
                 return 0
             self._drain()
+            if self.told_head != self.head:
+                self._tell_head()
             if fp_is_gone(&self.gone):
                 raise EOFError
             left = self.slice_ns
@@ -199,6 +211,7 @@ cdef class Lane(Link):
         cdef uint64_t published = self._inbound()
         cdef uint64_t index = self.head & (self.in_bytes - 1)
         cdef uint64_t need
+        fp_prefetch(self.in_ring + (index + 64 & (self.in_bytes - 1)))
         memcpy(header, self.in_ring + index, HEADER_BYTES)      # the private copy that is checked and used
         need = (HEADER_BYTES + <uint64_t>header.size + 63) & ~<uint64_t>63
         if need > published or need > self.in_bytes - index:
@@ -208,8 +221,15 @@ cdef class Lane(Link):
         if FP_DEBUG:
             fp_point("frame copied, not consumed")
         self.head += need
-        fp_publish_head(self.mine, self.theirs, self.head)
+        # A frame that names blocks holds the sender's leases until head is past it; for others head is only told now and then, and
+        # before every sleep: each store costs a barrier, and takes the line from a peer that looks at it.
+        if header.blocks or self.head - self.told_head >= self.in_bytes // HEAD_FRACTION:
+            self._tell_head()
         return header.kind != FRAME_PAD
+
+    cdef void _tell_head(self) noexcept:
+        self.told_head = self.head
+        fp_publish_head(self.mine, self.theirs, self.head)
 
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1:
         cdef Decoder drained
@@ -244,6 +264,8 @@ cdef class Lane(Link):
                 return 1
         self.may_spin = fp_usable_cpus() > 1        # the user may have changed the mask
         self.sleeps += 1
+        if self.told_head != self.head:
+            self._tell_head()
         while fp_load_position(word) == self.head:
             if self.holds:
                 self.drop_holds()
@@ -282,6 +304,8 @@ cdef class Lane(Link):
 
     cdef int drop_holds(self) except -1:
         cdef uint64_t consumed = fp_load_position(&self.theirs.head)
+        if consumed > self.tail or self.tail - consumed > self.out_bytes:
+            raise RemoteProtocolError(f"the peer's head {consumed} is ahead of what was written ({self.tail}), or too far behind")
         while self.holds and <uint64_t>self.holds[0][0] <= consumed:
             self.holds.popleft()
         return 0

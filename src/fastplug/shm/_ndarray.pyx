@@ -361,6 +361,7 @@ cdef class ArenaArrays(_Described):
             if lease.owner is not self.port.borrowed or at + low < 0 or at + high > <int64_t>lease.segment.bytes:
                 return False
             self.port.lane.hold(lease)
+            self.port.named += 1
             place.segment = lease.segment_id
             place.slot = lease.slot
             place.offset = at
