@@ -12,6 +12,7 @@ import select
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -63,6 +64,13 @@ class Keyboard:
             self.seen += data.decode()
         head, _, self.seen = self.seen.partition(text)
         return head + text
+
+    def wait_for_foreground(self) -> None:
+        """Until the plugin waits for a command: its prompt comes before that, and keys that signal go to the foreground group."""
+        end = time.monotonic() + WATCHDOG_S
+        while os.tcgetpgrp(self.master) == self.host.pid:
+            assert time.monotonic() < end, "the plugin did not take the foreground"
+            os.sched_yield()  # nothing announces a change of the foreground group
 
     def types(self, line: str) -> None:
         os.write(self.master, line.encode() + b"\n")
@@ -175,6 +183,7 @@ def test_ctrl_z_and_ctrl_c_at_the_prompt_do_not_stop_the_plugin(keyboards: list[
         """,
     )
     keyboard.wait_for("(Pdb) ")
+    keyboard.wait_for_foreground()
     os.write(keyboard.master, b"\x1a\x03")
     keyboard.types("p x + 1000")
     keyboard.wait_for("1005\r\n")
