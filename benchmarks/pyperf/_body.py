@@ -21,15 +21,16 @@ sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # for what the peers start
 
 import numpy as np  # noqa: E402
-from benchmarks import machine, measure  # noqa: E402
 from benchmarks.peers import Peer, load  # noqa: E402
 
 import pyperf  # noqa: E402
+from benchmarks import machine, measure  # noqa: E402
 
 __all__ = ["main"]
 
 TOUCH_SIZES = (8 << 10, 1 << 20, 64 << 20)  # bytes
 SUM_SIZE = 1 << 20  # bytes
+PROCESSES = 5  # each starts its plugin anew; pyperf's own default of 20 makes a script last ten minutes (-p sets another number)
 INDEX_SETS = 1 << 10  # drawn before the timed part, one of them for each call
 
 
@@ -72,9 +73,8 @@ def echo_dict(lazy: LazyPeer, loops: int) -> float:
 
 def touch(lazy: LazyPeer, size_bytes: int, shared: bool, loops: int) -> float:
     peer, count = lazy.get(), size_bytes // 8
-    x = peer.born(count) if shared else np.empty(count)
-    if x is None:
-        raise RuntimeError(f"{lazy.name} has no memory that both processes read")
+    born = peer.born(count) if shared else None
+    x = np.empty(count) if born is None else born
     x[:] = np.random.default_rng(size_bytes).standard_normal(count)
     drawn = np.random.default_rng().integers(0, count, (INDEX_SETS, 3)).tolist()
     call, replies, turns = peer.touch, [], range(loops)
@@ -102,13 +102,16 @@ def total(lazy: LazyPeer, loops: int) -> float:
     return elapsed
 
 
-def benchmarks(lazy: LazyPeer, shares_memory: bool) -> dict[str, Callable[[int], float]]:
-    """Name of the benchmark -> seconds for `loops` calls. The names are the same in every script."""
+def benchmarks(lazy: LazyPeer) -> dict[str, Callable[[int], float]]:
+    """Name of the benchmark -> seconds for `loops` calls.
+
+    The names are the same in every script: where there is no shared memory, an array is born where it can be.
+    """
     out: dict[str, Callable[[int], float]] = {
         "echo_64B": lambda loops: echo_64b(lazy, loops),
         "echo_dict": lambda loops: echo_dict(lazy, loops),
     }
-    for shared in (False, True) if shares_memory else (False,):
+    for shared in (False, True):
         for size in TOUCH_SIZES:
             name = f"touch_{measure.size_name(size)}{'_shared' if shared else ''}"
             out[name] = lambda loops, size=size, shared=shared: touch(lazy, size, shared, loops)  # type: ignore[misc]
@@ -116,12 +119,12 @@ def benchmarks(lazy: LazyPeer, shares_memory: bool) -> dict[str, Callable[[int],
     return out
 
 
-def main(name: str, *, shares_memory: bool = False) -> None:
-    """`name` as in benchmarks.peers; `shares_memory`: whether the `..._shared` benchmarks exist for it."""
-    runner = pyperf.Runner(program_args=(sys.argv[0],))
+def main(name: str) -> None:
+    """`name` as in benchmarks.peers."""
+    runner = pyperf.Runner(processes=PROCESSES, program_args=(sys.argv[0],))
     runner.metadata.update(metadata(name))
     lazy = LazyPeer(name)
-    for benchmark, function in benchmarks(lazy, shares_memory).items():
+    for benchmark, function in benchmarks(lazy).items():
         runner.bench_time_func(benchmark, function)
 
 

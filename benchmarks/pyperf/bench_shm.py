@@ -5,4 +5,4 @@ from __future__ import annotations
 from _body import main
 
 if __name__ == "__main__":
-    main("shm", shares_memory=True)
+    main("shm")
