@@ -42,6 +42,8 @@ cdef object UNTIL_NS = _until_ns
 
 # A thread that queues for a handle looks up this often: a lock wait on a thread that is not the main one is not interrupted by signals.
 cdef long long QUEUE_SLICE_US = 100_000
+# Callers have been woken by the end of their link; this long for a machine that is busy with something else.
+cdef long long RELEASE_US = 1_000_000
 
 # The port of the connection whose handler runs on this thread: fastplug.empty() makes its arrays there.
 _serving = threading.local()
@@ -138,6 +140,22 @@ cdef class Caller:
         """From now on calls raise ``error``. Who waits is woken by the link's own end."""
         if self.refusal is None:
             self.refusal = error
+
+    def release(self) -> None:
+        """After close() and the end of the link: gives the memory back, though handles live on.
+
+        A call that does not come back in time, or that this very thread is in (kill() in a signal handler), keeps it until it has ended.
+        """
+        cdef PyLockStatus status
+        with nogil:
+            status = PyThread_acquire_lock_timed(self.lock, RELEASE_US, 0)
+        if status == PY_LOCK_ACQUIRED:
+            self.link = None
+            self.port = None
+            self.arena_port = None
+            self.enc = None
+            self.dec = None
+            PyThread_release_lock(self.lock)
 
     cdef int _lock(self, int64_t until, str what) except -1:
         cdef PyLockStatus status
@@ -256,6 +274,8 @@ cdef class Caller:
             return
         self.owner = PyThread_get_thread_ident()
         try:
+            if self.refusal is not None:
+                return              # closed while this waited: there is no link any more
             while self.link.receive(&header, self.dec, 1):          # a time in the past: what is there, without waiting
                 self._drop(&header)
         except EOFError:

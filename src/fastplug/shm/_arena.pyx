@@ -413,6 +413,20 @@ cdef class Arena:
         cdef Block block = self.take(max(bytes, 1))
         return own_lease(block)
 
+    def close(self) -> None:
+        """Nothing is taken from it any more: each segment goes with the last array over it."""
+        cdef Block block
+        for blocks in self.blocks:
+            for block in blocks:
+                block.dropped = True        # nobody looks for it in a free list again
+        self.segments = []
+        self.used = []
+        self.blocks = []
+        self.free = []
+        self.lent = []
+        self.total_bytes = 0
+        self.limit_bytes = 0
+
     def stats(self) -> dict:
         """Segments, bytes and blocks at this moment."""
         blocks = [block for blocks in self.blocks for block in blocks]
@@ -478,6 +492,12 @@ cdef class Borrowed:
         self.segments[segment_id] = None
         return True
 
+    def close(self) -> None:
+        """The peer is gone: what no array uses is unmapped. Leases keep what they need."""
+        self.segments = []
+        self.tables = []
+        self.missing = None
+
     cdef Segment segment(self, uint64_t segment_id):
         if segment_id < <uint64_t>len(self.segments) and self.segments[segment_id] is not None:
             return self.segments[segment_id]
@@ -528,6 +548,10 @@ cdef class ArenaPort(ArrayPort):
         self.lane = lane
         self.strict = strict
         self.lending = []
+
+    def close(self) -> None:
+        """Breaks the circle with what knows numpy, so that memory goes at once and not with the next garbage collection."""
+        self.arrays = None
 
     cdef ArrayPort _arrays(self):
         if self.arrays is None:

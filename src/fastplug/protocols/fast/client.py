@@ -10,9 +10,9 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
-from fastplug.errors import Closed, DeadlineExceeded, HandshakeError, HandshakeTimeout, LocalProtocolError, RemoteProtocolError
+from fastplug.errors import Closed, DeadlineExceeded, HandshakeTimeout, LocalProtocolError, RemoteProtocolError
 from fastplug.protocols._call import Caller, DeferredPort
-from fastplug.protocols.fast.control import Body, Control, Message
+from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.fast.socket_link import SocketLink
 from fastplug.protocols.offering import dispensed, offered
@@ -43,7 +43,7 @@ class FastClient:
         self._context = context
         self._control = control
         self._memory: SharedMemory | None = None
-        self._link: Lane | SocketLink
+        self._link: Lane | SocketLink | None = None
         self._caller: Caller
         self._offers: list[Any] = []
         self._pings = itertools.count(1)
@@ -57,13 +57,17 @@ class FastClient:
     def shake_hands(self, timeout_s: float) -> None:
         """HELLO both ways. Raises HandshakeError, HandshakeTimeout, RemoteProtocolError, ArenaExhausted, EOFError, OSError."""
         config = self._context.config
-        body: Body = {"fast": 1, "transport": self.transport, "pid": os.getpid()}
+        body: Body = {"fast": FAST_VERSION, "transport": self.transport, "pid": os.getpid()}
         data: socket.socket | None = None
         theirs: socket.socket | None = None
         try:
             if self.transport == "shm":
                 self._memory = SharedMemory(
-                    self._control, self._context.name, limit_bytes=config.arena_limit_bytes, strict=config.strict_zero_copy, slice_ns=SLICE_NS
+                    self._control,
+                    self._context.name,
+                    limit_bytes=config.arena_limit_bytes,
+                    strict=config.strict_zero_copy,
+                    slice_ns=SLICE_NS,
                 )
                 more, fds = self._memory.hello()
                 self._control.send(Message.HELLO, body | more, fds)
@@ -73,7 +77,9 @@ class FastClient:
             try:
                 answer, received = self._control.receive(Message.HELLO, timeout_s)
             except TimeoutError as error:
-                raise HandshakeTimeout(f"{error}; it printed its line but does not go on. Look at its log, or raise connect_timeout_s.") from error
+                raise HandshakeTimeout(
+                    f"{error}; it printed its line but does not go on. Look at its log, or raise connect_timeout_s."
+                ) from error
             self._accept(answer, received, data)
             data = None
         finally:
@@ -88,11 +94,11 @@ class FastClient:
             for fd in fds:
                 os.close(fd)
             raise RemoteProtocolError(f"{self._context.name} sent descriptors with HELLO of the socket transport")
-        if answer.get("fast") != 1 or answer.get("transport") != self.transport:
-            raise HandshakeError(f"the plugin's HELLO says version {answer.get('fast')!r} and transport {answer.get('transport')!r}; agreed were 1 and {self.transport}")
+        check_hello(answer, self.transport, self._control.peer)
         self._offers = offered(answer.get("interfaces"))
         if self._memory is not None:
-            assert self._memory.lane is not None and self._memory.port is not None
+            assert self._memory.lane is not None
+            assert self._memory.port is not None
             self._link = self._memory.lane
             self._caller = Caller(self._link, self._memory.port, self._lost)
         else:
@@ -100,6 +106,12 @@ class FastClient:
             self._link = SocketLink(data)
             self._caller = Caller(self._link, DeferredPort(), self._lost)
         watcher().add(self._control.fileno(), self._on_control)
+
+    def abandon(self) -> None:
+        """No connection came of it: gives back what was made for one."""
+        self._control.close()
+        if self._memory is not None:
+            self._memory.close()
 
     # -- ClientProtocol
 
@@ -120,7 +132,9 @@ class FastClient:
         try:
             self._control.send(Message.PING, {"n": number})
             if not answered.wait(timeout_s):
-                raise DeadlineExceeded(f"plugin {self._context.name!r} did not answer a ping within {timeout_s:g} s: it is stopped, or holds the GIL")
+                raise DeadlineExceeded(
+                    f"plugin {self._context.name!r} did not answer a ping within {timeout_s:g} s: it is stopped, or holds the GIL"
+                )
         except OSError as error:
             raise self._lost(None) from error
         finally:
@@ -137,8 +151,10 @@ class FastClient:
 
     def peer_exited(self) -> None:
         """Wakes every caller; called on the watcher's or any other thread."""
-        self._link.peer_gone()
-        wake_until_awake(self._link)
+        link = self._link
+        if link is not None:
+            link.peer_gone()
+            wake_until_awake(link)
         with self._lock:
             waiting, self._pongs = list(self._pongs.values()), {}
         for answered, slot in waiting:
@@ -154,10 +170,13 @@ class FastClient:
         watcher().remove(self._control.fileno())
         self._caller.close(Closed(f"plugin {self._context.name!r} was closed by this process; open it again to go on"))
         self.peer_exited()
-        if isinstance(self._link, SocketLink):
-            self._link.close()
-        if self._memory is not None:
-            self._memory.close()
+        self._caller.release()
+        link, self._link = self._link, None
+        if isinstance(link, SocketLink):
+            link.close()
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.close()
         self._control.close()
 
     def stats(self) -> dict[str, Any]:
@@ -228,9 +247,9 @@ def connect(context: HostContext) -> FastClient:
     try:
         client.shake_hands(context.config.connect_timeout_s)
     except (EOFError, ConnectionError) as error:
-        client._control.close()
+        client.abandon()
         raise context.lost(None) from error
     except BaseException:
-        client._control.close()
+        client.abandon()
         raise
     return client

@@ -42,9 +42,9 @@ class SharedMemory:
         self.arena = Arena(budget_bytes() if limit_bytes is None else limit_bytes)
         self._strict = strict
         self._slice_ns = slice_ns
-        self._lane_segment = _lane.create_segment()
+        self._lane_segment: Segment | None = _lane.create_segment()
         self.borrowed = Borrowed(peer, self._missing)
-        self._table = self.borrowed.make_table()
+        self._table: Segment | None = self.borrowed.make_table()
         self.ledger: Ledger | None = None
         self.lane: _lane.Lane | None = None
         self.port: ArenaPort | None = None
@@ -52,11 +52,14 @@ class SharedMemory:
     def hello(self) -> tuple[Body, list[int]]:
         """What HELLO says of this side's memory, and the descriptors."""
         first = self.arena.first_segment()
+        assert self._lane_segment is not None
+        assert self._table is not None
         body = {"lane": self._lane_segment.bytes, "table": TABLE_SLOTS, "table_bytes": self._table.bytes, "segment": first.bytes}
         return body, [self._lane_segment.fd, self._table.fd, first.fd]
 
     def accept(self, body: Body, fds: list[int]) -> None:
         """Maps what the peer's HELLO brought. Takes over ``fds``. Raises RemoteProtocolError, ArenaExhausted."""
+        assert self._lane_segment is not None
         attached: list[Any] = []
         sizes = [_count(body, "lane", 1 << 30), _count(body, "table_bytes", 1 << 30), _count(body, "segment", 1 << 40)]
         if len(fds) != 3:
@@ -112,9 +115,14 @@ class SharedMemory:
             self.ledger.add_table(Segment.attach(fds[0], -(-slots * 8 // 4096) * 4096), slots)
 
     def close(self) -> None:
-        """The peer is gone, or is not wanted any more: what it had is ours again. Arrays of the peer stay readable while referenced."""
+        """The peer is gone, or not wanted any more: memory goes back, also while handles live on. Arrays stay while referenced."""
         if self.ledger is not None:
             self.ledger.close()
+        if self.port is not None:
+            self.port.close()
+        self.borrowed.close()
+        self.arena.close()
+        self.ledger = self.port = self.lane = self._lane_segment = self._table = None
 
     def stats(self) -> dict[str, Any]:
         """Memory at this moment."""
