@@ -50,6 +50,7 @@ class GrpcClient:
         self._copies = ArrayCopies(strict=context.config.strict_zero_copy)
         self._offered: list[InterfaceDescription] | None = None
         self._asked = False
+        self._shutdown: Any = None
         connected = dial(context.network, context.address, timeout_s=context.config.connect_timeout_s)
         self.channel: Channel = select(engine).connect(SocketStream(connected), None, authority=AUTHORITY, limits=Limits())
 
@@ -155,7 +156,8 @@ class GrpcClient:
         if self._closed or self.channel.closed.done() or os.getpid() != self._owner_pid:
             return
         try:
-            self.channel.unary_unary(SHUTDOWN).future(Empty().SerializeToString(), timeout=SHUTDOWN_TIMEOUT_S)
+            # Kept: grpcio cancels a call whose future nobody holds.
+            self._shutdown = self.channel.unary_unary(SHUTDOWN).future(Empty().SerializeToString(), timeout=SHUTDOWN_TIMEOUT_S)
         except ValueError:  # grpcio: closed meanwhile by another thread
             return
 
@@ -168,6 +170,7 @@ class GrpcClient:
         if os.getpid() == self._owner_pid:
             self._closed = True
             self.channel.close()
+            self._shutdown = None
 
     def stats(self) -> dict[str, Any]:
         """Calls, and the copies made of array data."""
