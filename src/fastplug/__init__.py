@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastplug.api import Spec, client_of, empty, open, proto_of, serve, start
+    from fastplug.api import Spec, client_of, empty, open, proto_of, serve, start  # noqa: A004  the word of the field
     from fastplug.client import Client
     from fastplug.config import DEFAULT_HANDSHAKE, ClientConfig, HandshakeConfig, ServeConfig
     from fastplug.deadlines import deadline

@@ -77,7 +77,7 @@ def start(
 
 
 @contextlib.contextmanager
-def open(
+def open(  # noqa: A001  the word of the field; users write fastplug.open
     target: Target,
     iface: Callable[..., T],
     *,
@@ -146,9 +146,13 @@ def serve(
     both: dict[str, Any] | None = {**own, **(plugins or {})} if own or plugins is not None else None
     serve_config(
         ServeConfig(
-            plugins=both, versioned_plugins=versioned_plugins, handshake=handshake, on_host_exit=on_host_exit, arena_limit_bytes=arena_limit_bytes
+            plugins=both,
+            versioned_plugins=versioned_plugins,
+            handshake=handshake,
+            on_host_exit=on_host_exit,
+            arena_limit_bytes=arena_limit_bytes,
         )
-    )  # fmt: skip
+    )
 
 
 def client_of(handle: object) -> Client:
@@ -179,7 +183,8 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = "float64") -> npt
         return np.empty(shape, dtype)
     from fastplug.shm import _ndarray
 
-    return _ndarray.empty(port.arena, shape, dtype)
+    found: npt.NDArray[Any] = _ndarray.empty(port.arena, shape, dtype)
+    return found
 
 
 def proto_of(iface: Callable[..., Any]) -> str:

@@ -9,22 +9,18 @@ import atexit
 import contextlib
 import logging
 import os
-import select
-import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from fastplug.config import BLOCKS_TIMEOUT_S, PING_TIMEOUT_S, ClientConfig
 from fastplug.errors import Closed, ConfigError, HandshakeTimeout, PluginDied, PluginError, StartError
-from fastplug.handshake.environment import Offer, host_environment
-from fastplug.handshake.line import HandshakeLine, LineReader
-from fastplug.handshake.negotiation import accept
+from fastplug.handshake.line import HandshakeLine
 from fastplug.interfaces import interface_of
+from fastplug.launch import Launch
 from fastplug.plugin import InterfacePlugin, PluginSet
-from fastplug.process.command import CommandRunner
 from fastplug.process.lifecycle import Action, Event, Lifecycle, State
 from fastplug.process.runner import Runner
 from fastplug.process.stderr import OutputPump
@@ -47,9 +43,6 @@ REAP_TIMEOUT_S = 1.0
 # What it said last is in the pipe already when it has ended; a logging handler that hangs must not hang the error.
 SETTLE_TIMEOUT_S = 0.5
 PUMP_STOP_TIMEOUT_S = 1.0
-READ_BYTES = 64 * 1024
-# go-plugin's words for a wrong cookie; what our plugins print too.
-_COOKIE_REFUSED = "This binary is a plugin"
 
 _live: weakref.WeakSet[Client] = weakref.WeakSet()
 
@@ -88,12 +81,12 @@ class Client:
     def __repr__(self) -> str:
         pid = f", pid {self.pid}" if self.pid else ""
         transport = f", {self.transport}" if self.transport else ""
-        return f"<fastplug Client of plugin {self.name or self.config.target!r}: {self._life.state.value}{transport}{pid}>"
+        return f"<fastplug Client of plugin {self.name or self.config.target!r}: {self._state().value}{transport}{pid}>"
 
     def __reduce__(self) -> Any:
         raise TypeError("a live Client cannot be pickled; pickle a fastplug.Spec and open it where it is needed")
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *exc_info: object) -> None:
@@ -113,7 +106,7 @@ class Client:
 
     @property
     def transport(self) -> str:
-        """"shm", "socket", "grpc" or "inproc"; empty before the connection."""
+        """What carries the calls: "shm", "socket", "grpc" or "inproc"; empty before the connection."""
         return self._protocol.transport if self._protocol is not None else ""
 
     @property
@@ -131,20 +124,24 @@ class Client:
     @property
     def exited(self) -> bool:
         """Has the plugin ended (also by itself)?"""
-        return self._life.state is State.EXITED
+        return self._state() is State.EXITED
+
+    def _state(self) -> State:
+        """As of now: another thread may move it on at any time."""
+        return self._life.state
 
     # -- start
 
-    def start(self) -> Client:
+    def start(self) -> Self:
         """Starts the plugin and connects; returns self. Idempotent while it runs.
 
         Raises:
             ConfigError, StartError, HandshakeError and its kin; Closed when it was killed before.
         """
         with self._starting:
-            if self._life.state is State.CONNECTED:
+            if self._state() is State.CONNECTED:
                 return self
-            if self._life.state is not State.NEW:
+            if self._state() is not State.NEW:
                 raise self._failure or Closed(f"plugin {self.name!r} has ended; a Client starts one process, once: make a new one")
             target = resolve_target(self.config.target, python=self.config.python)
             self.name = self.config.name or target.name
@@ -154,7 +151,7 @@ class Client:
                 raise ConfigError(f"transport='inproc' needs a target of the form module:Class, got {self.config.target!r}")
             else:
                 self._start_process(target)
-            if self._life.state is not State.CONNECTED:
+            if self._state() is not State.CONNECTED:
                 raise Closed(f"plugin {self.name!r} was killed while it started")
             _live.add(self)
             return self
@@ -163,7 +160,10 @@ class Client:
         from fastplug.protocols.inproc import load
 
         if self.config.transport not in ("auto", "inproc"):
-            raise ConfigError(f"the target {self.config.target!r} runs in this process; transport must be 'auto' or 'inproc', not {self.config.transport!r}")
+            raise ConfigError(
+                f"the target {self.config.target!r} runs in this process; "
+                f"transport must be 'auto' or 'inproc', not {self.config.transport!r}"
+            )
         served = load(target.module, target.attribute)
         self._feed(Event.START_REQUESTED)
         self._feed(Event.PROCESS_STARTED)
@@ -173,108 +173,45 @@ class Client:
         self._feed(Event.CONNECTED)
 
     def _start_process(self, command: Command) -> None:
-        offer_socket, plugin_socket = self._make_offer()
-        control: socket.socket | None = offer_socket
+        launch = Launch(self.config, command, self.name)
         try:
             self._feed(Event.START_REQUESTED)
-            offer = self._offer(plugin_socket)
-            runner = self._make_runner(command, offer, plugin_socket)
-            self._runner = runner
+            self._runner = launch.runner
             try:
-                runner.start()
-                warden.watch(runner)
+                launch.start()
             except BaseException:
-                runner.close()
                 self._feed(Event.START_FAILED)
                 raise
+            self._output = launch.output
             self._feed(Event.PROCESS_STARTED)
-            if plugin_socket is not None:
-                plugin_socket.close()
-            self._output = OutputPump(self.name, runner.stderr)
-            if self.config.logger is not None:
-                self._output.logger = self.config.logger
             try:
-                control = self._connect(runner, offer, control)
+                self._connect(launch)
             except BaseException as error:
-                self._refuse(error)
+                self._refuse(error, launch)
                 raise
         finally:
-            for sock in (control, plugin_socket):
-                if sock is not None:
-                    sock.close()
+            launch.release()
 
-    def _make_offer(self) -> tuple[socket.socket | None, socket.socket | None]:
-        if self.config.transport == "grpc" or "fast" not in self.config.allowed_protocols:
-            return None, None
-        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        return mine, theirs
-
-    def _offer(self, plugin_socket: socket.socket | None) -> Offer | None:
-        if plugin_socket is None:
-            return None
-        wanted = self.config.transport
-        transports = ("shm", "socket") if wanted == "auto" else (wanted,)
-        return Offer(os.getpid(), plugin_socket.fileno(), transports=transports)
-
-    def _make_runner(self, command: Command, offer: Offer | None, plugin_socket: socket.socket | None) -> Runner:
-        config = self.config
-        logger = config.logger or logging.getLogger(f"fastplug.plugin.{self.name}")
-        env = host_environment(
-            dict(os.environ) if config.inherit_env else {},
-            config.env or {},
-            config.handshake,
-            versions=config.offered_versions(),
-            offer=offer,
-            log_level=logger.getEffectiveLevel(),
-        )
-        make: Callable[..., Runner] = config.runner or CommandRunner
-        fds = (plugin_socket.fileno(),) if plugin_socket is not None else ()
-        cwd = os.fspath(config.cwd) if config.cwd is not None else None
-        return make(command.argv, env=env, cwd=cwd, pass_fds=fds, name=self.name)
-
-    def _connect(self, runner: Runner, offer: Offer | None, control: socket.socket | None) -> socket.socket | None:
-        """From the line to the connection. Returns the control socket when the protocol has not taken it over."""
-        reader = LineReader()
-        line = self._read_line(runner, reader)
-        allowed = [name for name in self.config.allowed_protocols if self._wanted(name)]
-        choice = accept(line, versions=self.config.offered_versions(), allowed_protocols=allowed, offer=offer)
+    def _connect(self, launch: Launch) -> None:
+        """From the line to the connection."""
+        line, choice = launch.negotiate()
         self._feed(Event.LINE_RECEIVED)
-        assert self._output is not None
-        self._output.drain(runner.stdout, reader.rest)
         context = HostContext(
-            config=self.config, name=self.name, network=line.network, address=line.address, pid=runner.pid, lost=self._lost,
-            control=control if choice is not None else None,
-        )  # fmt: skip
+            config=self.config,
+            name=self.name,
+            network=line.network,
+            address=line.address,
+            pid=launch.runner.pid,
+            lost=self._lost,
+            control=launch.control if choice is not None else None,
+        )
         self._line = line
         self._plugins = self.config.offered_versions()[line.app_version]
+        if choice is not None:
+            launch.control = None  # the protocol owns it from here on, also when it fails
         self._protocol = protocol_named(line.protocol).connect(context)
         self._feed(Event.CONNECTED)
-        self._watch_exit(runner)
-        return None if choice is not None else control
-
-    def _wanted(self, protocol: str) -> bool:
-        """Which protocols a forced transport leaves."""
-        wanted = self.config.transport
-        return wanted == "auto" or protocol == ("grpc" if wanted == "grpc" else "fast")
-
-    def _read_line(self, runner: Runner, reader: LineReader) -> HandshakeLine:
-        poller = select.poll()
-        poller.register(runner.stdout.fileno(), select.POLLIN)
-        until = time.monotonic() + self.config.start_timeout_s
-        while True:
-            left_s = until - time.monotonic()
-            if left_s <= 0 or not poller.poll(left_s * 1000):
-                skipped = f" It printed: {' / '.join(reader.skipped[-3:])}." if reader.skipped else ""
-                raise HandshakeTimeout(
-                    f"timeout while waiting for plugin to start: plugin {self.name!r} printed no handshake line within "
-                    f"{self.config.start_timeout_s:g} s.{skipped} Does it call fastplug.serve()? A slow start needs a larger start_timeout_s."
-                )
-            data = runner.stdout.read(READ_BYTES)
-            if not data:
-                raise StartError(f"plugin {self.name!r}: {reader.eof()}")
-            line = reader.feed(data)
-            if line is not None:
-                return line
+        self._watch_exit(launch.runner)
 
     # -- its end
 
@@ -300,40 +237,20 @@ class Client:
         with self._lock:
             self._perform(self._life.feed(Event.PROCESS_EXITED, time.monotonic()))
 
-    def _refuse(self, error: BaseException) -> None:
+    def _refuse(self, error: BaseException, launch: Launch) -> None:
         """The start failed after the process ran: end it at once, and put what it said into the error."""
         event = Event.START_TIMED_OUT if isinstance(error, HandshakeTimeout) else Event.LINE_REFUSED
-        if self._life.state is State.CONNECTED:  # the connection was made, its watching was not
+        if self._state() is State.CONNECTED:  # the connection was made, its watching was not
             event = Event.KILL_REQUESTED
-        runner, output = self._runner, self._output
-        assert runner is not None
-        assert output is not None
+        runner = launch.runner
         if isinstance(error, StartError | PluginDied):
             runner.wait(REAP_TIMEOUT_S)  # it ended by itself: its own exit code, not our SIGKILL
         returncode = runner.returncode
         self._feed(event)
-        if self._life.state is not State.EXITED:
-            self._drive()
+        self._drive()
         if isinstance(error, PluginError):
-            self._explain(error, runner, returncode)
+            launch.explain(error, returncode, self._ending[1])
             self._failure = error
-
-    def _explain(self, error: PluginError, runner: Runner, returncode: int | None) -> None:
-        """Adds to an error's text what only this side knows: how the process ended, and its last lines."""
-        _, tail = self._ending
-        if any(_COOKIE_REFUSED in line for line in tail):
-            key = self.config.handshake.magic_cookie_key
-            hint = f"The plugin refused the magic cookie: host and plugin need the same HandshakeConfig (here {key}=...)."
-        else:
-            hint = ""
-        ended = f"It ended with exit code {returncode}." if returncode is not None and returncode >= 0 else ""
-        if returncode is not None and returncode < 0:
-            ended = f"It was ended by signal {-returncode}."
-        diagnosis = runner.diagnose() if isinstance(error, StartError) and not tail else ""
-        said = "Its last lines on stderr:\n  " + "\n  ".join(tail) if tail else ""
-        more = "\n".join(part for part in (hint, ended, diagnosis, said) if part)
-        if more and error.args:
-            error.args = (f"{error.args[0]}\n{more}", *error.args[1:])
 
     def kill(self) -> None:
         """Ends the plugin: asks it to stop, then SIGTERM, then SIGKILL to its whole process group; each wait is bounded.
@@ -345,7 +262,7 @@ class Client:
         with self._stopping:
             with self._lock:
                 self._killed = True
-                state = self._life.state
+                state = self._state()
                 if state is not State.EXITED:
                     self._feed(Event.KILL_REQUESTED)
             self._drive()
@@ -354,12 +271,12 @@ class Client:
     def _drive(self) -> None:
         """Waits for the process's end step by step, each bounded by the life cycle's own timer."""
         runner = self._runner
-        while self._life.state is not State.EXITED:
+        while self._state() is not State.EXITED:
             with self._lock:
                 now = time.monotonic()
                 self._perform(self._life.poll(now))
                 left_s = self._life.next_timeout_s(now)
-            if self._life.state is State.EXITED:
+            if self._state() is State.EXITED:
                 break
             if runner is None:
                 # in-process: there is nothing to wait for
@@ -426,11 +343,12 @@ class Client:
     def _connected(self) -> ClientProtocol:
         if os.getpid() != self._owner_pid:
             raise Closed(
-                f"this Client belongs to process {self._owner_pid}; this is process {os.getpid()}, forked from it. Open the plugin again here."
+                f"this Client belongs to process {self._owner_pid}; this is process {os.getpid()}, forked from it. "
+                "Open the plugin again here."
             )
-        if self._life.state is State.NEW:
+        if self._state() is State.NEW:
             raise Closed(f"plugin {self.config.target!r} is not started: call start(), or use fastplug.start(...)")
-        if self._life.state is not State.CONNECTED or self._protocol is None:
+        if self._state() is not State.CONNECTED or self._protocol is None:
             raise self._failure or self._lost(None)
         return self._protocol
 
@@ -489,4 +407,3 @@ class Client:
             raise ConfigError(f"blocks(count=...) must be at least 1, got {count}")
         found: Iterator[npt.NDArray[Any]] = self._connected().blocks(shape, dtype, count, timeout_s)
         return found
-

@@ -1,6 +1,6 @@
 """Configuration: plain records, one for the host (``ClientConfig``), one for the plugin (``ServeConfig``).
 
-Configuration belongs to the instance, never to the process. Every bound of the library that a user may want to move stands here with its reason.
+Configuration belongs to the instance, never to the process. Every bound that a user may want to move stands here with its reason.
 """
 
 from __future__ import annotations
@@ -122,11 +122,11 @@ class ClientConfig:
             raise ConfigError(f"allowed_protocols takes fast, grpc and netrpc; got {list(self.allowed_protocols)}")
         # The environment of a process cannot hold a NUL, and a name cannot hold '='.
         for key, value in (self.env or {}).items():
-            if not isinstance(key, str) or not isinstance(value, str) or "=" in key or "\0" in key + value or not key:
-                raise ConfigError(f"env must map str to str, without NUL or '=' in names; got {key!r}: {value!r}")
+            if not key or "=" in key or "\0" in key + value:
+                raise ConfigError(f"env maps names to values, without NUL or '=' in names; got {key!r}: {value!r}")
 
     def offered_versions(self) -> dict[int, PluginSet]:
-        """Application version -> plugin set, as go-plugin makes it: ``plugins`` stands for the handshake's version unless that is versioned."""
+        """Application version -> plugin set, as go-plugin makes it: ``plugins`` is the handshake's version, unless that is versioned."""
         versions = dict(self.versioned_plugins or {})
         versions.setdefault(self.handshake.protocol_version, self.plugins or {})
         return versions

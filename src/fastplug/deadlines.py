@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -22,12 +23,12 @@ def deadline(*, after_s: float) -> Iterator[None]:
     Args:
         after_s: seconds from entering the block, for all calls in it together; 0 or less is already over.
 
-    Follows context variables: it holds in the current thread or asyncio task. The call's late answer is dropped and the handle stays usable.
+    It holds in the current thread or asyncio task. A call's late answer is dropped, and the handle stays usable.
 
     Raises:
         ConfigError: ``after_s`` is no finite number.
     """
-    if not isinstance(after_s, int | float) or after_s != after_s or after_s in (float("inf"), float("-inf")):
+    if not math.isfinite(after_s):
         raise ConfigError(f"deadline(after_s=...) takes a finite number of seconds, got {after_s!r}")
     until_ns = time.monotonic_ns() + int(after_s * 1e9)
     outer = UNTIL_NS.get()

@@ -155,9 +155,7 @@ class PluginDied(PluginError):
     ``calling`` (the method in flight, or None).
     """
 
-    def __init__(
-        self, name: str, *, returncode: int | None = None, stderr_tail: Sequence[str] = (), calling: str | None = None
-    ) -> None:
+    def __init__(self, name: str, *, returncode: int | None = None, stderr_tail: Sequence[str] = (), calling: str | None = None) -> None:
         self.name = name
         self.returncode = returncode
         self.stderr_tail = tuple(stderr_tail)
@@ -282,7 +280,7 @@ def remote_error(
         try:
             error = cls(*args)
             break
-        except Exception:  # noqa: S112  its constructor wants other arguments (UnicodeDecodeError): try the next base
+        except Exception:  # noqa: BLE001, S112  its constructor wants other arguments (UnicodeDecodeError): try the next base
             continue
     else:
         error = RemoteError(*args)

@@ -58,7 +58,9 @@ def served_interfaces(plugins: PluginSet) -> list[tuple[Interface, Any]]:
             continue
         interface = plugin.interface
         if plugin.implementation is None:
-            raise ConfigError(f"plugin {name!r} is served without an implementation of {interface.name}; pass InterfacePlugin(iface, implementation)")
+            raise ConfigError(
+                f"plugin {name!r} is served without an implementation of {interface.name}; pass InterfacePlugin(iface, implementation)"
+            )
         if interface.name in found:
             raise ConfigError(f"interface {interface.name} is served twice; one plugin process serves each interface once")
         check_implementation(plugin.implementation, interface)

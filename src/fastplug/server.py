@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fastplug.config import ServeConfig
@@ -97,7 +98,7 @@ def _started_by_hand(config: ServeConfig) -> str:
         names = ", ".join(sorted({plugin.interface.name for plugin in plugins if isinstance(plugin, InterfacePlugin)}))
     except ConfigError:
         names = ""
-    script = os.path.basename(sys.argv[0]) or "this file"
+    script = Path(sys.argv[0]).name or "this file"
     return f"\nIt serves {names or 'nothing'}. From Python: fastplug.open({script!r}, YourInterface)\n"
 
 

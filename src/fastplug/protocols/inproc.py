@@ -35,7 +35,7 @@ SLICE_S = 0.1
 # The thread ends after the call in hand, as a process would; one that does not is left behind as a daemon.
 STOP_TIMEOUT_S = 2.0
 
-Frame = bytes | memoryview
+Frame = bytes
 
 
 class QueueLink(PyLink):
@@ -47,7 +47,8 @@ class QueueLink(PyLink):
         self._outbound = outbound
         self._gone = False
 
-    def send_frame(self, frame: Frame, until_s: float | None) -> None:
+    def send_frame(self, frame: Frame | memoryview, until_s: float | None) -> None:
+        frame = bytes(frame)
         while not self._gone:
             left_s = SLICE_S if until_s is None else min(SLICE_S, until_s - time.monotonic())
             if left_s <= 0:
@@ -88,7 +89,9 @@ def load(module: str, attribute: str) -> list[tuple[Interface, Any]]:
     try:
         found = operator.attrgetter(attribute)(importlib.import_module(module))
     except (ImportError, AttributeError) as error:
-        raise StartError(f"the in-process target {module}:{attribute} cannot be imported: {error}. Is it on sys.path, spelled as it is defined?") from error
+        raise StartError(
+            f"the in-process target {module}:{attribute} cannot be imported: {error}. Is it on sys.path, spelled as it is defined?"
+        ) from error
     implementation = found() if isinstance(found, type) else found
     interfaces = interfaces_of(implementation)
     if not interfaces:
@@ -109,7 +112,9 @@ class InprocClient:
         self._link, self._far = QueueLink(to_host, to_plugin), QueueLink(to_plugin, to_host)
         self._caller = Caller(self._link, DeferredPort(), context.lost)
         self._server = Server(self._far, DeferredPort(), handlers(context.implementations))
-        self._thread = threading.Thread(target=self._serve, args=(context.implementations,), name=f"fastplug plugin {context.name}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._serve, args=(context.implementations,), name=f"fastplug plugin {context.name}", daemon=True
+        )
         self._thread.start()
         self._closed = False
 

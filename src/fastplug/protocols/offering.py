@@ -31,7 +31,10 @@ def announced(served: Served) -> list[InterfaceDescription]:
 def handlers(served: Served) -> list[list[tuple[MethodCodec, Callable[..., Any]]]]:
     """Codec and bound method, in the same order."""
     return [
-        [(MethodCodec(interface.name, method), getattr(implementation, method.name)) for method in check_implementation(implementation, interface)]
+        [
+            (MethodCodec(interface.name, method), getattr(implementation, method.name))
+            for method in check_implementation(implementation, interface)
+        ]
         for interface, implementation in served
     ]
 
@@ -39,7 +42,9 @@ def handlers(served: Served) -> list[list[tuple[MethodCodec, Callable[..., Any]]
 def offered(value: object) -> list[InterfaceDescription]:
     """What a plugin announced, checked. Raises RemoteProtocolError."""
     if not isinstance(value, list) or len(value) > INTERFACES_MAX:
-        raise RemoteProtocolError(f"the plugin announced its interfaces as {type(value).__name__}; wanted a list of at most {INTERFACES_MAX}")
+        raise RemoteProtocolError(
+            f"the plugin announced its interfaces as {type(value).__name__}; wanted a list of at most {INTERFACES_MAX}"
+        )
     return [checked_description(one) for one in value]
 
 

@@ -39,7 +39,8 @@ def ring(arrays: Sequence[npt.NDArray[Any]], timeout_s: float, drain: Callable[[
                 if time.monotonic() >= until:
                     holders = ", ".join(borrowers_of(array)) or "an array of this process"
                     raise ArenaExhausted(
-                        f"all {len(arrays)} blocks are lent, and the next one was not given back within {timeout_s:g} s: {holders} holds it. "
+                        f"all {len(arrays)} blocks are lent, and the next one was not given back within {timeout_s:g} s: "
+                        f"{holders} holds it. "
                         "Let the reader drop its arrays, or ask for more blocks (count=)."
                     )
                 time.sleep(wait_s)

@@ -111,7 +111,7 @@ class Watcher:
             return
         try:
             callback()
-        except Exception:
+        except Exception:  # noqa: BLE001  whatever it is
             # A broken callback must not end the thread that tells others of their plugins' deaths; nor may it spin.
             _log.exception("a watcher callback failed; its descriptor is not watched any more")
             with self._lock:

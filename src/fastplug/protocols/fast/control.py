@@ -21,9 +21,10 @@ from typing import Any
 
 from fastplug.errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["BODY_BYTES_MAX", "FDS_MAX", "Control", "Message"]
+__all__ = ["BODY_BYTES_MAX", "FAST_VERSION", "FDS_MAX", "Control", "Message", "check_hello"]
 
 _HEAD = struct.Struct("<IHH")
+FAST_VERSION = 1
 # HELLO with the descriptions of some hundred interfaces is about 1 MiB.
 BODY_BYTES_MAX = 16 << 20
 # HELLO has three; the kernel's own limit is 253.
@@ -76,7 +77,9 @@ class Control:
         """Sends one message and its descriptors. Raises OSError when the peer is gone, or does not read for 10 s."""
         data = json.dumps(body, separators=(",", ":")).encode()
         if len(data) > BODY_BYTES_MAX:
-            raise LocalProtocolError(f"a control message of {len(data)} bytes is too large; serve fewer or smaller interfaces in one plugin")
+            raise LocalProtocolError(
+                f"a control message of {len(data)} bytes is too large; serve fewer or smaller interfaces in one plugin"
+            )
         packet = memoryview(_HEAD.pack(len(data), message, len(fds)) + data)
         with self._send_lock:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -184,6 +187,13 @@ class Control:
             self._socket.close()
             _close_all(self._fds)
             self._fds = []
+
+
+def check_hello(body: Body, transport: str, peer: str) -> None:
+    """The peer's HELLO says what was agreed on. Raises RemoteProtocolError."""
+    said = body.get("fast"), body.get("transport")
+    if said != (FAST_VERSION, transport):
+        raise RemoteProtocolError(f"{peer} said HELLO with version and transport {said}; agreed were {(FAST_VERSION, transport)}")
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastplug.errors import LocalProtocolError, RemoteProtocolError
 from fastplug.protocols._call import DeferredPort, Server
-from fastplug.protocols.fast.control import Body, Control, Message
+from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.fast.socket_link import SocketLink
 from fastplug.protocols.offering import announced, handlers
@@ -63,14 +63,16 @@ class FastServer:
 
     def _shake_hands(self) -> None:
         body, fds = self._control.receive(Message.HELLO, HELLO_TIMEOUT_S)
-        if body.get("fast") != 1 or body.get("transport") != self._transport:
-            raise RemoteProtocolError(f"the host's HELLO says version {body.get('fast')!r} and transport {body.get('transport')!r}; agreed were 1 and {self._transport}")
+        check_hello(body, self._transport, self._control.peer)
         served = self._context.interfaces
-        answer: Body = {"fast": 1, "transport": self._transport, "pid": os.getpid(), "interfaces": announced(served)}
+        answer: Body = {"fast": FAST_VERSION, "transport": self._transport, "pid": os.getpid(), "interfaces": announced(served)}
         if self._transport == "shm":
-            memory = SharedMemory(self._control, "the host", limit_bytes=self._context.config.arena_limit_bytes, strict=False, slice_ns=SLICE_NS)
+            memory = SharedMemory(
+                self._control, "the host", limit_bytes=self._context.config.arena_limit_bytes, strict=False, slice_ns=SLICE_NS
+            )
             memory.accept(body, fds)
-            assert memory.lane is not None and memory.port is not None
+            assert memory.lane is not None
+            assert memory.port is not None
             more, own = memory.hello()
             self._memory, self._link = memory, memory.lane
             self._server = Server(memory.lane, memory.port, handlers(served))

@@ -58,12 +58,12 @@ class SocketLink(PyLink):
             raise DeadlineExceeded("the plugin did not take the call before the deadline: its socket is full; nothing was sent")
         self._writable.poll(left_s * 1000)
 
-    def receive_frame(self, until_s: float | None) -> bytes | bytearray | None:
+    def receive_frame(self, until_s: float | None) -> bytes | None:
         """The next frame; None when the time is up. What has come of a frame is kept for the next call."""
         while True:
             need = HEADER_BYTES if self._have < HEADER_BYTES else self._size()
             if self._have == need and need >= HEADER_BYTES and self._have >= self._size():
-                frame, self._frame, self._have = self._frame, bytearray(HEADER_BYTES), 0
+                frame, self._frame, self._have = bytes(self._frame), bytearray(HEADER_BYTES), 0
                 return frame
             if len(self._frame) < need:
                 self._frame.extend(bytes(need - len(self._frame)))

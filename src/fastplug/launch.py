@@ -1,0 +1,146 @@
+"""The first half of a client's road: Runner.start -> handshake line -> negotiation. ``client.py`` goes on from there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+
+from fastplug.config import ClientConfig
+from fastplug.errors import HandshakeTimeout, PluginError, StartError
+from fastplug.handshake.environment import Choice, Offer, host_environment
+from fastplug.handshake.line import HandshakeLine, LineReader
+from fastplug.handshake.negotiation import accept
+from fastplug.process.command import CommandRunner
+from fastplug.process.runner import Runner
+from fastplug.process.stderr import OutputPump
+from fastplug.process.target import Command
+from fastplug.process.warden import warden
+
+__all__ = ["Launch"]
+
+READ_BYTES = 64 * 1024
+# go-plugin's words for a wrong cookie; what our plugins print too.
+COOKIE_REFUSED = "This binary is a plugin"
+
+
+class Launch:
+    """One plugin process on its way to a connection. Used by one thread; ``release`` gives back what nobody took over.
+
+    Attributes:
+        runner: the process; owned by the client from ``start`` on.
+        output: its drained output, from ``start`` on.
+        control: the host's end of the control socket; None when no offer was made, or when it was taken over.
+    """
+
+    def __init__(self, config: ClientConfig, command: Command, name: str) -> None:
+        self.config = config
+        self.name = name
+        self.control: socket.socket | None = None
+        self.output: OutputPump | None = None
+        self._plugin_socket: socket.socket | None = None
+        if config.transport != "grpc" and "fast" in config.allowed_protocols:
+            self.control, self._plugin_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.offer = self._make_offer()
+        self.runner = self._make_runner(command)
+
+    def _make_offer(self) -> Offer | None:
+        if self._plugin_socket is None:
+            return None
+        wanted = self.config.transport
+        return Offer(os.getpid(), self._plugin_socket.fileno(), transports=("shm", "socket") if wanted == "auto" else (wanted,))
+
+    def _make_runner(self, command: Command) -> Runner:
+        config = self.config
+        logger = config.logger or logging.getLogger(f"fastplug.plugin.{self.name}")
+        env = host_environment(
+            dict(os.environ) if config.inherit_env else {},
+            config.env or {},
+            config.handshake,
+            versions=config.offered_versions(),
+            offer=self.offer,
+            # print() is INFO: it must reach the last lines that an error shows, also when the logger would drop it
+            log_level=min(logger.getEffectiveLevel(), logging.INFO),
+        )
+        make: Callable[..., Runner] = config.runner or CommandRunner
+        fds = (self._plugin_socket.fileno(),) if self._plugin_socket is not None else ()
+        cwd = os.fspath(config.cwd) if config.cwd is not None else None
+        return make(command.argv, env=env, cwd=cwd, pass_fds=fds, name=self.name)
+
+    def start(self) -> None:
+        """Starts the process, watched by the warden and with its stderr drained. Raises StartError, ConfigError; nothing is left then."""
+        try:
+            self.runner.start()
+            warden.watch(self.runner)
+            self.output = OutputPump(self.name, self.runner.stderr)
+        except BaseException:
+            warden.forget(self.runner)
+            self.runner.close()
+            raise
+        if self.config.logger is not None:
+            self.output.logger = self.config.logger
+        if self._plugin_socket is not None:
+            self._plugin_socket.close()
+
+    def negotiate(self) -> tuple[HandshakeLine, Choice | None]:
+        """The plugin's line, checked against what was offered; its stdout is drained from here on.
+
+        Raises:
+            HandshakeTimeout, StartError (it ended), HandshakeError and its kin.
+        """
+        reader = LineReader()
+        line = self._read_line(reader)
+        wanted = self.config.transport
+        allowed = [
+            protocol
+            for protocol in self.config.allowed_protocols
+            if wanted == "auto" or protocol == ("grpc" if wanted == "grpc" else "fast")
+        ]
+        choice = accept(line, versions=self.config.offered_versions(), allowed_protocols=allowed, offer=self.offer)
+        assert self.output is not None
+        self.output.drain(self.runner.stdout, reader.rest)
+        return line, choice
+
+    def _read_line(self, reader: LineReader) -> HandshakeLine:
+        poller = select.poll()
+        poller.register(self.runner.stdout.fileno(), select.POLLIN)
+        until = time.monotonic() + self.config.start_timeout_s
+        while True:
+            left_s = until - time.monotonic()
+            if left_s <= 0 or not poller.poll(left_s * 1000):
+                skipped = f" It printed: {' / '.join(reader.skipped[-3:])}." if reader.skipped else ""
+                raise HandshakeTimeout(
+                    f"timeout while waiting for plugin to start: plugin {self.name!r} printed no handshake line within "
+                    f"{self.config.start_timeout_s:g} s.{skipped} Does it call fastplug.serve()? "
+                    "A slow start needs a larger start_timeout_s."
+                )
+            data = self.runner.stdout.read(READ_BYTES)
+            if not data:
+                raise StartError(f"plugin {self.name!r}: {reader.eof()}")
+            line = reader.feed(data)
+            if line is not None:
+                return line
+
+    def explain(self, error: PluginError, returncode: int | None, tail: tuple[str, ...]) -> None:
+        """Adds to an error's text what only the host knows: how the process ended, and its last lines."""
+        parts: list[str] = []
+        if any(COOKIE_REFUSED in line for line in tail):
+            key = self.config.handshake.magic_cookie_key
+            parts.append(f"The plugin refused the magic cookie: host and plugin need the same HandshakeConfig (here {key}=...).")
+        if returncode is not None:
+            parts.append(f"It ended with exit code {returncode}." if returncode >= 0 else f"It was ended by signal {-returncode}.")
+        if isinstance(error, StartError) and not tail:
+            parts.append(self.runner.diagnose())
+        if tail:
+            parts.append("Its last lines on stderr:\n  " + "\n  ".join(tail))
+        if parts and error.args:
+            error.args = ("\n".join([str(error.args[0]), *parts]), *error.args[1:])
+
+    def release(self) -> None:
+        """Closes the sockets that nobody took over. Idempotent."""
+        for sock in (self.control, self._plugin_socket):
+            if sock is not None:
+                sock.close()
