@@ -32,12 +32,9 @@ OUR_MAPPINGS = "/memfd:fastplug"
 
 failed = pytest.StashKey[bool]()
 
-# Examples are the same in every run of `make test`; `make fuzz` (ci/fuzz) draws new ones, and many. No example has a time limit.
-hypothesis.settings.register_profile("test", deadline=None, derandomize=True)
-hypothesis.settings.register_profile(
-    "fuzz", deadline=None, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "20000")), suppress_health_check=list(hypothesis.HealthCheck)
-)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
+# The same examples in every run, none with a time limit; what is drawn anew each time is tests/fuzz (`make fuzz`).
+hypothesis.settings.register_profile("fastplug", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("fastplug")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
