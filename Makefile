@@ -40,7 +40,7 @@ demo: build  ## real data through a plugin over every transport
 	@ci/demo
 bench: build  ## measure against the C floor, sockets, pipes, pyzmq, grpcio; wants an idle machine
 	@ci/bench
-fuzz: build  ## a target per parser, for FUZZ_S seconds each (60)
+fuzz: build  ## a target per parser, from new seeds; FUZZ_S, FUZZ_EXAMPLES
 	@ci/fuzz
 soak: build  ## ten million calls, memory and descriptors watched
 	@ci/soak

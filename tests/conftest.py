@@ -32,9 +32,12 @@ OUR_MAPPINGS = "/memfd:fastplug"
 
 failed = pytest.StashKey[bool]()
 
-# The same examples in every run, none with a time limit; what is drawn anew each time is tests/fuzz (`make fuzz`).
-hypothesis.settings.register_profile("fastplug", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("fastplug")
+# The same examples in every run of `make test`; `make fuzz` draws new ones, and many. No example has a time limit.
+hypothesis.settings.register_profile("test", deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+    "fuzz", deadline=None, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "20000")), suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
