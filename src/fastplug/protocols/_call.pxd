@@ -9,6 +9,7 @@ from fastplug.shm._arena cimport ArenaPort
 cdef class DeferredPort(ArrayPort):
     # Inline arrays, with numpy imported when the first one appears.
     cdef ArrayPort arrays
+    cdef bint strict
     cdef ArrayPort _arrays(self)
 
 

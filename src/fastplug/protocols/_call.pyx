@@ -21,7 +21,7 @@ from fastplug._wire cimport (
 from fastplug.shm._arena cimport ArenaPort
 
 from fastplug.deadlines import UNTIL_NS as _until_ns
-from fastplug.errors import ArgumentError, Closed, DeadlineExceeded, LocalProtocolError, PluginError, RemoteProtocolError, ResultError
+from fastplug.errors import ArgumentError, Closed, CopyRequired, DeadlineExceeded, LocalProtocolError, PluginError, RemoteProtocolError, ResultError
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
@@ -45,6 +45,9 @@ cdef long long QUEUE_SLICE_US = 100_000
 # Callers have been woken by the end of their link; this long for a machine that is busy with something else.
 cdef long long RELEASE_US = 1_000_000
 
+# wire.md, "Arrays": smaller ones travel inline on every transport.
+STRICT_BYTES = 1024
+
 # The port of the connection whose handler runs on this thread: fastplug.empty() makes its arrays there.
 _serving = threading.local()
 
@@ -56,7 +59,10 @@ cdef inline int64_t _until() except? -1:
 
 
 cdef class DeferredPort(ArrayPort):
-    """Arrays inline in the payload; numpy is imported when the first one appears."""
+    """Arrays inline in the payload; numpy is imported when the first one appears. ``strict`` refuses those of 1 KiB or more: all are copied."""
+
+    def __init__(self, strict: bool = False):
+        self.strict = strict
 
     cdef ArrayPort _arrays(self):
         if self.arrays is None:
@@ -67,6 +73,12 @@ cdef class DeferredPort(ArrayPort):
 
     cdef int put(self, Encoder enc, object array, Codec codec) except -1:
         self._arrays().put(enc, array, codec)
+        if self.strict and array.nbytes >= STRICT_BYTES:
+            self.arrays.copies, self.arrays.copied_bytes = self.copies, self.copied_bytes      # it will not be sent
+            raise CopyRequired(
+                f"strict_zero_copy forbids to copy an array of {array.nbytes} bytes, and this transport has no shared memory; "
+                "use transport='shm', or leave strict_zero_copy out"
+            )
         self.copies = self.arrays.copies
         self.copied_bytes = self.arrays.copied_bytes
         return 0

@@ -110,7 +110,7 @@ class InprocClient:
         to_plugin: queue.Queue[Frame | None] = queue.Queue(FRAMES_MAX)
         to_host: queue.Queue[Frame | None] = queue.Queue(FRAMES_MAX)
         self._link, self._far = QueueLink(to_host, to_plugin), QueueLink(to_plugin, to_host)
-        self._caller = Caller(self._link, DeferredPort(), context.lost)
+        self._caller = Caller(self._link, DeferredPort(context.config.strict_zero_copy), context.lost)
         self._server = Server(self._far, DeferredPort(), handlers(context.implementations))
         self._thread = threading.Thread(
             target=self._serve, args=(context.implementations,), name=f"fastplug plugin {context.name}", daemon=True

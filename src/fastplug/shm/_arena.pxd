@@ -71,6 +71,7 @@ cdef class Arena:
     cdef list free                      # size class -> list of Block
     cdef list lent                      # size class -> deque of Block, oldest first
     cdef list ledgers
+    cdef object await_room              # callable(bytes) or None
     cdef dict retiring                  # id -> [bytes, ledgers that have not answered]
     cdef Block take(self, uint64_t bytes)               # local = 0; ArenaExhausted
     cdef int settle(self, Block block) except -1        # a local lease ended, or the block was named: put it where it belongs

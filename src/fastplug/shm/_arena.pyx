@@ -230,9 +230,10 @@ cdef class Arena:
     Args:
         limit_bytes: most memory in segments; beyond it ArenaExhausted.
         first_bytes: size of the segment made at once.
+        await_room: called with a number of bytes while peers are asked to give up segments; waits, bounded, until they fit.
     """
 
-    def __init__(self, limit_bytes: int, first_bytes: int = FIRST_SEGMENT_BYTES):
+    def __init__(self, limit_bytes: int, first_bytes: int = FIRST_SEGMENT_BYTES, await_room=None):
         self.limit_bytes = limit_bytes
         self.segments = []
         self.used = []
@@ -241,6 +242,7 @@ cdef class Arena:
         self.lent = []
         self.ledgers = []
         self.retiring = {}
+        self.await_room = await_room
         self._grow(min(first_bytes, limit_bytes))
 
     # -- allocation
@@ -323,9 +325,14 @@ cdef class Arena:
             if segment is not None and self._segment_idle(segment_id) and segment.bytes >= bytes:
                 self._empty(segment_id)
                 return segment_id
-        for segment_id, segment in enumerate(self.segments):
-            if segment is not None and self._segment_idle(segment_id):
-                self._retire(segment_id)
+        idle = [i for i, segment in enumerate(self.segments) if segment is not None and self._segment_idle(i)]
+        to_spare = sum(self.segments[i].bytes for i in idle) + sum(entry[0] for entry in self.retiring.values())
+        if self.total_bytes - to_spare + bytes > self.limit_bytes:
+            raise ArenaExhausted(self._exhausted(bytes))
+        for segment_id in idle:
+            self._retire(segment_id)
+        if self.retiring and self.await_room is not None:
+            self.await_room(bytes)
         if self.total_bytes + bytes <= self.limit_bytes:
             return self._grow(bytes)
         raise ArenaExhausted(self._exhausted(bytes))

@@ -104,7 +104,7 @@ class FastClient:
         else:
             assert data is not None
             self._link = SocketLink(data)
-            self._caller = Caller(self._link, DeferredPort(), self._lost)
+            self._caller = Caller(self._link, DeferredPort(self._context.config.strict_zero_copy), self._lost)
         watcher().add(self._control.fileno(), self._on_control)
 
     def abandon(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import select
+import time
 from typing import Any
 
 from fastplug.errors import ArenaExhausted, RemoteProtocolError
@@ -15,6 +17,10 @@ from fastplug.shm.budget import budget_bytes
 __all__ = ["SharedMemory"]
 
 _log = logging.getLogger("fastplug.fast")
+
+# A peer answers RETIRE unless it is stopped or holds the GIL; then the error about memory comes this much later.
+RETIRE_TIMEOUT_S = 1.0
+RETIRE_LOOK_MS = 5
 
 
 def _count(body: Body, key: str, most: int) -> int:
@@ -39,7 +45,7 @@ class SharedMemory:
     def __init__(self, control: Control, peer: str, *, limit_bytes: int | None, strict: bool, slice_ns: int) -> None:
         self.control = control
         self.peer = peer
-        self.arena = Arena(budget_bytes() if limit_bytes is None else limit_bytes)
+        self.arena = Arena(budget_bytes() if limit_bytes is None else limit_bytes, await_room=self._await_room)
         self._strict = strict
         self._slice_ns = slice_ns
         self._lane_segment: Segment | None = _lane.create_segment()
@@ -80,6 +86,16 @@ class SharedMemory:
             self.control.send(Message.RETIRE, {"segment": segment_id})
         else:
             self.control.send(Message.SEGMENT, {"segment": segment_id, "bytes": segment.bytes}, [segment.fd])
+
+    def _await_room(self, size_bytes: int) -> None:
+        """The peer's control thread answers RETIRE at once; only then is the memory of an old segment free for a new one."""
+        poller = select.poll()
+        poller.register(self.control.fileno(), select.POLLIN)
+        until, arena = time.monotonic() + RETIRE_TIMEOUT_S, self.arena
+        while arena.total_bytes + size_bytes > arena.limit_bytes and time.monotonic() < until:
+            poller.poll(RETIRE_LOOK_MS)  # the watcher's thread may have read the answer meanwhile
+            if not self.control.pump(self.handle):
+                return
 
     def _missing(self, segment_id: int) -> None:
         """A frame names a segment that is not here yet: its message is in the socket, or was handled by another thread meanwhile."""
