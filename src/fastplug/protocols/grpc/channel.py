@@ -177,7 +177,9 @@ class Engine(Protocol):
     name: str
 
     def connect(self, stream: ByteStream, tls: Tls | None, *, authority: str, limits: Limits) -> Channel: ...
-    def server(self, *, workers: int, limits: Limits, interceptors: Sequence[Any] = ()) -> Server: ...
+    def server(self, *, workers: int, limits: Limits, interceptors: Sequence[Any] = (), directory: str | None = None) -> Server:
+        """``directory``: where files may be made that the host removes if this process is killed."""
+        ...
 
 
 _ENGINES = {"grpcio": "fastplug.protocols.grpc.engines.grpcio"}

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from fastplug.deadlines import remaining_s
@@ -20,7 +21,8 @@ from fastplug.protocols.grpc.schema import Rpc, schema_of
 from fastplug.protocols.grpc.services import DESCRIBE, HEALTH_CHECK, SHUTDOWN, DescribeResponse, Empty, HealthRequest
 from fastplug.protocols.grpc.stream import SocketStream
 from fastplug.protocols.grpc.values import ArrayCopies
-from fastplug.signature import InterfaceDescription, check_offer, checked_description, describe, method_text, offered_index
+from fastplug.protocols.handle import absent_method, make_handle
+from fastplug.signature import InterfaceDescription, check_offer, checked_description, offered_index
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -64,8 +66,9 @@ class GrpcClient:
         methods: dict[str, Callable[..., Any]] = {}
         for rpc in schema_of(interface).rpcs:
             name = rpc.method.name
-            methods[name] = _Absent(interface, rpc.method) if name in lacking else Remote(self, MethodCodec(rpc, interface.name, self._copies), rpc)
-        return Handle(interface, self._context.name, methods)
+            codec = MethodCodec(rpc, interface.name, self._copies)
+            methods[name] = absent_method(interface, rpc.method) if name in lacking else Remote(self, codec, rpc)
+        return make_handle(interface, methods, self._context.name)
 
     def _descriptions(self) -> list[InterfaceDescription] | None:
         with self._lock:
@@ -111,8 +114,13 @@ class GrpcClient:
             pending = self.channel.unary_unary(path).future(request, timeout=timeout_s, metadata=_METADATA)
         except ValueError as error:  # grpcio: closed meanwhile by another thread
             raise self._context.lost(None) from error
+        # Not pending.exception(): Ctrl-C inside grpcio's Condition leaves its lock taken, and then no call on the channel ends. A SimpleQueue
+        # has no such moment, and putting into it never blocks grpcio's own thread.
+        done: SimpleQueue[Any] = SimpleQueue()
         try:
-            failed = pending.exception()  # ends with the answer, the deadline, the connection, or Ctrl-C
+            pending.add_done_callback(done.put)
+            done.get()  # ends with the answer, the deadline, the connection, or Ctrl-C
+            failed = pending.exception()
             return failed, b"" if failed is not None else pending.result()
         except BaseException as error:
             pending.cancel()
@@ -212,34 +220,3 @@ class Remote:
 
     def __reduce__(self) -> Any:
         raise TypeError("a live method cannot be pickled; pickle a fastplug.Spec and open it where it is needed")
-
-
-class _Absent:
-    """An ``@optional`` method that the plugin lacks."""
-
-    def __init__(self, interface: Interface, method: Method) -> None:
-        self._interface = interface
-        self._expected = method_text(describe(method))
-        self.__name__ = method.name
-        self.__doc__ = method.doc
-        self.__signature__ = method.signature
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        name = self._interface.name
-        text = f"the plugin does not have the optional method {self._expected} of {name}. Do without it, or use a plugin that has it."
-        raise InterfaceMismatch(text, interface=name, method=self.__name__, expected=self._expected)
-
-
-class Handle:
-    """What ``dispense`` returns: the interface's methods as attributes."""
-
-    def __init__(self, interface: Interface, plugin: str, methods: dict[str, Callable[..., Any]]) -> None:
-        self.__dict__.update(methods)
-        self.__doc__ = interface.cls.__doc__
-        self.__fastplug_name__ = f"{interface.name} of plugin {plugin!r} over grpc"
-
-    def __repr__(self) -> str:
-        return f"<{self.__fastplug_name__}>"
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a live handle cannot be pickled; pickle a fastplug.Spec and open it where it is needed")

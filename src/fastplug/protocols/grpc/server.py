@@ -66,7 +66,7 @@ class GrpcServer:
         self._slots = threading.BoundedSemaphore(PENDING_CALLS_MAX)
         self._stopping = threading.Event()
         self._closed = False
-        self._server = select(engine).server(workers=PENDING_CALLS_MAX + INTERNAL_WORKERS, limits=Limits())
+        self._server = select(engine).server(workers=PENDING_CALLS_MAX + INTERNAL_WORKERS, limits=Limits(), directory=context.socket_dir)
         copies = ArrayCopies()
         descriptions = []
         for interface, implementation in context.interfaces:

@@ -31,10 +31,10 @@ _BACKLOG = 1
 
 
 class _PrivatePath:
-    """A path for a socket in a 0700 directory of its own."""
+    """A path for a socket in a 0700 directory of its own, made in ``parent`` (the temporary directory by default)."""
 
-    def __init__(self) -> None:
-        directory = tempfile.mkdtemp(prefix="fastplug-grpc-")
+    def __init__(self, parent: str | None = None) -> None:
+        directory = tempfile.mkdtemp(prefix="fastplug-grpc-", dir=parent)
         if len(directory) > _DIRECTORY_CHARACTERS_MAX:
             os.rmdir(directory)
             directory = tempfile.mkdtemp(prefix="fastplug-grpc-", dir="/tmp")  # noqa: S108  a 0700 directory with a random name
@@ -190,10 +190,10 @@ class _Methods(grpc.GenericRpcHandler):
 class _Server:
     """A grpc.Server on a private socket, to which each attached stream is relayed."""
 
-    def __init__(self, workers: int, limits: Limits, interceptors: Sequence[Any]) -> None:
+    def __init__(self, workers: int, limits: Limits, interceptors: Sequence[Any], directory: str | None) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fastplug-grpc")
         self._server: grpc.Server | None = grpc.server(self._pool, interceptors=list(interceptors), options=_options(limits))
-        self._private = _PrivatePath()
+        self._private = _PrivatePath(directory)
         self._server.add_insecure_port(f"unix:{self._private.path}")
         self._lock = threading.Lock()
         self._started = False
@@ -260,8 +260,8 @@ class _Grpcio:
         _refuse_tls(tls)
         return _Channel(stream, authority, limits)
 
-    def server(self, *, workers: int, limits: Limits, interceptors: Sequence[Any] = ()) -> _Server:
-        return _Server(workers, limits, interceptors)
+    def server(self, *, workers: int, limits: Limits, interceptors: Sequence[Any] = (), directory: str | None = None) -> _Server:
+        return _Server(workers, limits, interceptors, directory)
 
 
 ENGINE = _Grpcio()
