@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import logging
 import os
+import shutil
 import threading
 import time
 import weakref
@@ -43,6 +44,8 @@ REAP_TIMEOUT_S = 1.0
 # What it said last is in the pipe already when it has ended; a logging handler that hangs must not hang the error.
 SETTLE_TIMEOUT_S = 0.5
 PUMP_STOP_TIMEOUT_S = 1.0
+# The sum of what _release waits for at most, and the watcher's own bound.
+RELEASE_TIMEOUT_S = 10.0
 
 _live: weakref.WeakSet[Client] = weakref.WeakSet()
 
@@ -75,6 +78,9 @@ class Client:
         self._plugins: PluginSet = {}
         self._killed = False
         self._ending: tuple[int | None, tuple[str, ...]] = (None, ())
+        self._launched = threading.Event()  # there is a process, or there will be none
+        self._socket_dir: str | None = None
+        self._releasing = False
         self._released = threading.Event()
         self._failure: PluginError | None = None
 
@@ -151,8 +157,6 @@ class Client:
                 raise ConfigError(f"transport='inproc' needs a target of the form module:Class, got {self.config.target!r}")
             else:
                 self._start_process(target)
-            if self._state() is not State.CONNECTED:
-                raise Closed(f"plugin {self.name!r} was killed while it started")
             _live.add(self)
             return self
 
@@ -167,27 +171,32 @@ class Client:
         served = load(target.module, target.attribute)
         self._feed(Event.START_REQUESTED)
         self._feed(Event.PROCESS_STARTED)
+        self._launched.set()
         context = HostContext(config=self.config, name=self.name, lost=self._lost, implementations=served)
         self._plugins = self.config.offered_versions()[self.config.handshake.protocol_version]
-        self._protocol = protocol_named("inproc").connect(context)
-        self._feed(Event.CONNECTED)
+        self._adopt(protocol_named("inproc").connect(context))
 
     def _start_process(self, command: Command) -> None:
         launch = Launch(self.config, command, self.name)
+        self._socket_dir = launch.socket_dir
         try:
             self._feed(Event.START_REQUESTED)
-            self._runner = launch.runner
             try:
                 launch.start()
             except BaseException:
                 self._feed(Event.START_FAILED)
                 raise
-            self._output = launch.output
-            self._feed(Event.PROCESS_STARTED)
+            else:
+                self._runner, self._output = launch.runner, launch.output
+                self._feed(Event.PROCESS_STARTED)
+            finally:
+                self._launched.set()
             try:
                 self._connect(launch)
             except BaseException as error:
                 self._refuse(error, launch)
+                if self._killed and isinstance(error, PluginError):
+                    raise self._killed_meanwhile() from error
                 raise
         finally:
             launch.release()
@@ -209,9 +218,21 @@ class Client:
         self._plugins = self.config.offered_versions()[line.app_version]
         if choice is not None:
             launch.control = None  # the protocol owns it from here on, also when it fails
-        self._protocol = protocol_named(line.protocol).connect(context)
-        self._feed(Event.CONNECTED)
+        self._adopt(protocol_named(line.protocol).connect(context))
         self._watch_exit(launch.runner)
+
+    def _adopt(self, protocol: ClientProtocol) -> None:
+        """The connection is there; another thread may have killed the plugin meanwhile, and what that gave back lacked this."""
+        with self._lock:
+            self._protocol = protocol
+            self._life.feed(Event.CONNECTED, time.monotonic())
+            killed = self._state() is not State.CONNECTED
+        if killed:
+            protocol.close()
+            raise self._killed_meanwhile()
+
+    def _killed_meanwhile(self) -> Closed:
+        return Closed(f"plugin {self.name!r} was killed while it started; open it again to go on")
 
     # -- its end
 
@@ -234,8 +255,7 @@ class Client:
             watcher().remove(runner.pidfd)
         if protocol is not None:
             protocol.peer_exited()
-        with self._lock:
-            self._perform(self._life.feed(Event.PROCESS_EXITED, time.monotonic()))
+        self._feed(Event.PROCESS_EXITED)
 
     def _refuse(self, error: BaseException, launch: Launch) -> None:
         """The start failed after the process ran: end it at once, and put what it said into the error."""
@@ -262,31 +282,34 @@ class Client:
         with self._stopping:
             with self._lock:
                 self._killed = True
-                state = self._state()
-                if state is not State.EXITED:
-                    self._feed(Event.KILL_REQUESTED)
+                new = self._state() is State.NEW
+            self._feed(Event.KILL_REQUESTED)
             self._drive()
-            self._released.wait(PUMP_STOP_TIMEOUT_S + SETTLE_TIMEOUT_S if state is not State.NEW else 0)
+            if not new:
+                self._released.wait(RELEASE_TIMEOUT_S)  # another thread may be giving it back
 
     def _drive(self) -> None:
         """Waits for the process's end step by step, each bounded by the life cycle's own timer."""
-        runner = self._runner
         while self._state() is not State.EXITED:
             with self._lock:
                 now = time.monotonic()
-                self._perform(self._life.poll(now))
-                left_s = self._life.next_timeout_s(now)
+                actions, left_s = self._life.poll(now), self._life.next_timeout_s(now)
+            self._perform(actions)
             if self._state() is State.EXITED:
                 break
-            if runner is None:
+            if not self._launched.is_set():
+                self._launched.wait(left_s)
+            elif self._runner is None:
                 # in-process: there is nothing to wait for
                 self._feed(Event.PROCESS_EXITED)
-            elif runner.wait(left_s):
+            elif self._runner.wait(left_s):
                 self._on_exit()
 
     def _feed(self, event: Event) -> None:
+        """Actions run without the lock: giving back waits for the watcher's thread, which may be about to feed an event of its own."""
         with self._lock:
-            self._perform(self._life.feed(event, time.monotonic()))
+            actions = self._life.feed(event, time.monotonic())
+        self._perform(actions)
 
     def _perform(self, actions: tuple[Action, ...]) -> None:
         runner = self._runner
@@ -304,8 +327,10 @@ class Client:
 
     def _release(self) -> None:
         """Gives everything back. Runs once, when the process is gone."""
-        if self._released.is_set():
-            return
+        with self._lock:
+            if self._releasing:
+                return
+            self._releasing = True
         runner, output, protocol = self._runner, self._output, self._protocol
         if runner is not None:
             runner.wait(0)
@@ -321,6 +346,8 @@ class Client:
             if output is not None:
                 output.stop(PUMP_STOP_TIMEOUT_S)
             runner.close()
+        if self._socket_dir is not None:
+            shutil.rmtree(self._socket_dir, ignore_errors=True)
         self._released.set()
         _live.discard(self)
 

@@ -6,8 +6,10 @@ import logging
 import os
 import select
 import socket
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from fastplug.config import ClientConfig
 from fastplug.errors import HandshakeTimeout, PluginError, StartError
@@ -34,6 +36,7 @@ class Launch:
         runner: the process; owned by the client from ``start`` on.
         output: its drained output, from ``start`` on.
         control: the host's end of the control socket; None when no offer was made, or when it was taken over.
+        socket_dir: a 0700 directory for the plugin's sockets, which the client removes: a plugin that is killed cannot.
     """
 
     def __init__(self, config: ClientConfig, command: Command, name: str) -> None:
@@ -45,7 +48,13 @@ class Launch:
         if config.transport != "grpc" and "fast" in config.allowed_protocols:
             self.control, self._plugin_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.offer = self._make_offer()
-        self.runner = self._make_runner(command)
+        self.socket_dir = tempfile.mkdtemp(prefix="plugin-dir")  # go-plugin's own name for it
+        try:
+            self.runner = self._make_runner(command)
+        except BaseException:
+            Path(self.socket_dir).rmdir()
+            self.release()
+            raise
 
     def _make_offer(self) -> Offer | None:
         if self._plugin_socket is None:
@@ -62,6 +71,7 @@ class Launch:
             config.handshake,
             versions=config.offered_versions(),
             offer=self.offer,
+            socket_dir=self.socket_dir,
             # print() is INFO: it must reach the last lines that an error shows, also when the logger would drop it
             log_level=min(logger.getEffectiveLevel(), logging.INFO),
         )
