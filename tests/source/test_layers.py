@@ -9,7 +9,7 @@ from tests.source import tree
 
 LAYERS = (
     # words
-    ("annotation", "config", "deadline", "errors", "interface", "plugin", "protocol", "signature"),
+    ("annotation", "config", "deadlines", "errors", "interfaces", "plugin", "protocol", "signature"),
     # languages
     ("_wire", "_wire_buffer", "_wire_containers", "_wire_scalars", "_wire_words"),
     # resources
@@ -17,7 +17,7 @@ LAYERS = (
     # agreement
     ("handshake", "protocols"),
     # roles
-    ("client", "server"),
+    ("client", "launch", "server"),
     # faces
     ("", "api", "entry"),
 )
@@ -89,10 +89,14 @@ def test_imports_point_down_only() -> None:
     assert not upward, "\n".join(upward)
 
 
+# What the protocols share: calls over a link, what a plugin announces, what a host dispenses.
+SHARED = ("_call", "handle", "offering")
+
+
 def protocol_of(module: str) -> str | None:
-    """``fast`` for fastplug.protocols.fast.session; None for the package itself and what all protocols share (``_call``)."""
+    """``fast`` for fastplug.protocols.fast.client; None for the package itself and for what all protocols share."""
     parts = module.split(".")
-    return parts[2] if parts[:2] == ["fastplug", "protocols"] and len(parts) > 2 and not parts[2].startswith("_") else None
+    return parts[2] if parts[:2] == ["fastplug", "protocols"] and len(parts) > 2 and parts[2] not in SHARED else None
 
 
 def test_protocols_do_not_import_each_other() -> None:

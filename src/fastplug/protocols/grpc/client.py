@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from fastplug.deadlines import remaining_s
 from fastplug.errors import Closed, DeadlineExceeded, InterfaceMismatch, RemoteProtocolError
-from fastplug.interfaces import Interface, Method
+from fastplug.interfaces import Interface
 from fastplug.net.dial import dial
 from fastplug.protocol import HostContext
 from fastplug.protocols.grpc.channel import Channel, Code, Limits, code_of, rpc_error, select
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.errors import HOST_KEY, remote_error_in
 from fastplug.protocols.grpc.schema import Rpc, schema_of
-from fastplug.protocols.grpc.services import DESCRIBE, HEALTH_CHECK, SHUTDOWN, DescribeResponse, Empty, HealthRequest
+from fastplug.protocols.grpc.services import DESCRIBE, HEALTH_CHECK, SHUTDOWN, STATS, Empty, HealthRequest, Json
 from fastplug.protocols.grpc.stream import SocketStream
 from fastplug.protocols.grpc.values import ArrayCopies
 from fastplug.protocols.handle import absent_method, make_handle
@@ -33,6 +34,8 @@ __all__ = ["GrpcClient"]
 AUTHORITY = "unused"
 # Shutdown is answered at once or never: the plugin's main thread is not needed for it.
 SHUTDOWN_TIMEOUT_S = 2.0
+# stats() must not hang on a plugin that hangs; a healthy one answers in milliseconds.
+STATS_TIMEOUT_S = 1.0
 # A plugin describes its interfaces in a few KiB; more than this is no description.
 DESCRIPTION_CHARACTERS_MAX = 16 << 20
 _METADATA = ((HOST_KEY, "1"),)
@@ -84,7 +87,7 @@ class GrpcClient:
                 return None
             raise self._translated(failed, None, "the description of the plugin's interfaces")
         try:
-            text = DescribeResponse.FromString(answer).json
+            text = Json.FromString(answer).json
             described = json.loads(text) if len(text) <= DESCRIPTION_CHARACTERS_MAX else {}
             return [checked_description(one) for one in described["interfaces"]]
         except RemoteProtocolError:
@@ -181,8 +184,13 @@ class GrpcClient:
             self._shutdown = None
 
     def stats(self) -> dict[str, Any]:
-        """Calls, and the copies made of array data."""
-        return {"calls": self._calls, "copies": self._copies.copies, "copied_bytes": self._copies.copied_bytes}
+        """Counters of both sides; the plugin's are None when it keeps none, or does not answer within 1 s."""
+        found = {"transport": self.transport, "calls": self._calls, "copies": self._copies.copies, "copied_bytes": self._copies.copied_bytes}
+        remote: dict[str, Any] = {}
+        with contextlib.suppress(Exception):  # stats of a plugin that is gone are those of this side
+            failed, answer = self._unary(STATS, Empty().SerializeToString(), STATS_TIMEOUT_S)
+            remote = json.loads(Json.FromString(answer).json) if failed is None else {}
+        return found | {f"plugin_{key}": remote.get(key) for key in ("calls", "copies", "copied_bytes")}
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """An ordinary array: gRPC copies every one."""
