@@ -67,14 +67,15 @@ class GrpcServer:
         self._stopping = threading.Event()
         self._closed = False
         self._server = select(engine).server(workers=PENDING_CALLS_MAX + INTERNAL_WORKERS, limits=Limits(), directory=context.socket_dir)
-        copies = ArrayCopies()
+        self._calls = 0
+        self._copies = copies = ArrayCopies()
         descriptions = []
         for interface, implementation in context.interfaces:
             implemented = check_implementation(implementation, interface)
             descriptions.append(describe_interface(interface, implemented))
             self._add_interface(interface, implementation, {method.name for method in implemented}, copies)
         described = json.dumps({"interfaces": descriptions})
-        self._services = Services(lambda: described, self.stop)
+        self._services = Services(lambda: described, self._stats, self.stop)
         self._server.add_methods(self._services.methods())
         self._listener = Listener(context.socket_dir, context.socket_group)
         self.network, self.address = self._listener.network, self._listener.address
@@ -106,6 +107,9 @@ class GrpcServer:
 
         return handle
 
+    def _stats(self) -> str:
+        return json.dumps({"calls": self._calls, "copies": self._copies.copies, "copied_bytes": self._copies.copied_bytes})
+
     def _accept(self) -> None:
         while True:
             try:
@@ -133,6 +137,7 @@ class GrpcServer:
     def _run(self, job: Future[bytes], method: _Method, request: bytes, fastplug_host: bool) -> None:
         if not job.set_running_or_notify_cancel():
             return
+        self._calls += 1
         try:
             response = method.run(request, fastplug_host=fastplug_host)
         except RpcError as error:

@@ -22,11 +22,12 @@ __all__ = [
     "SHUTDOWN",
     "STDERR",
     "STDOUT",
+    "STATS",
     "STREAM_STDIO",
-    "DescribeResponse",
     "Empty",
     "HealthRequest",
     "HealthResponse",
+    "Json",
     "Services",
     "StdioData",
 ]
@@ -36,6 +37,7 @@ HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 SHUTDOWN = "/plugin.GRPCController/Shutdown"
 STREAM_STDIO = "/plugin.GRPCStdio/StreamStdio"
 DESCRIBE = "/fastplug.v1.Directory/Describe"
+STATS = "/fastplug.v1.Directory/Stats"
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _Shape = dict[str, list[tuple[str, "_Field.Type.ValueType"]]]
@@ -58,7 +60,7 @@ HealthRequest, HealthResponse = _messages(
     "grpc.health.v1", {"HealthCheckRequest": [("service", _Field.TYPE_STRING)], "HealthCheckResponse": [("status", _Field.TYPE_INT32)]}
 )
 Empty, StdioData = _messages("plugin", {"Empty": [], "StdioData": [("channel", _Field.TYPE_INT32), ("data", _Field.TYPE_BYTES)]})
-(DescribeResponse,) = _messages("fastplug.v1", {"DescribeResponse": [("json", _Field.TYPE_STRING)]})
+(Json,) = _messages("fastplug.v1", {"Json": [("json", _Field.TYPE_STRING)]})
 
 SERVING = 1
 STDOUT, STDERR = 1, 2
@@ -69,15 +71,20 @@ _HEALTHY = ("plugin", "")
 class Services:
     """The internal services of one plugin.
 
-    Args: ``describe`` gives the JSON of the interfaces; ``shutdown`` is told, once or more, that the host wants the end; ``stdio`` has
+    Args: ``describe`` gives the JSON of the interfaces, ``stats`` that of the counters; ``shutdown`` is told, once or more, that the host wants the end; ``stdio`` has
     (STDOUT or STDERR, bytes) for a host that streams them, None when there is nothing to stream.
     Handlers run on the engine's threads; ``end`` may be called from any.
     """
 
     def __init__(
-        self, describe: Callable[[], str], shutdown: Callable[[], None], stdio: queue.Queue[tuple[int, bytes] | None] | None = None
+        self,
+        describe: Callable[[], str],
+        stats: Callable[[], str],
+        shutdown: Callable[[], None],
+        stdio: queue.Queue[tuple[int, bytes] | None] | None = None,
     ) -> None:
         self._describe = describe
+        self._stats = stats
         self._shutdown = shutdown
         self._stdio = stdio
         self._ended = False
@@ -92,7 +99,8 @@ class Services:
             HEALTH_WATCH: Handler(stream, self._watch, HealthRequest.FromString, HealthResponse.SerializeToString),
             SHUTDOWN: Handler(unary, self._stop, Empty.FromString, Empty.SerializeToString),
             STREAM_STDIO: Handler(stream, self._stream, Empty.FromString, StdioData.SerializeToString),
-            DESCRIBE: Handler(unary, self._tell, Empty.FromString, DescribeResponse.SerializeToString),
+            DESCRIBE: Handler(unary, lambda request, context: Json(json=self._describe()), Empty.FromString, Json.SerializeToString),
+            STATS: Handler(unary, lambda request, context: Json(json=self._stats()), Empty.FromString, Json.SerializeToString),
         }
 
     def end(self) -> None:
@@ -117,9 +125,6 @@ class Services:
     def _stop(self, request: Any, context: CallContext) -> Any:
         self._shutdown()
         return Empty()
-
-    def _tell(self, request: Any, context: CallContext) -> Any:
-        return DescribeResponse(json=self._describe())
 
     def _stream(self, request: Any, context: CallContext) -> Iterator[Any]:
         """Held open as long as the host listens: a go-plugin host takes its end for a plugin that went away."""
