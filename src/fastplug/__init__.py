@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastplug.api import Spec, client_of, empty, open, proto_of, serve, start  # noqa: A004  the word of the field
     from fastplug.client import Client
-    from fastplug.config import DEFAULT_HANDSHAKE, ClientConfig, HandshakeConfig, ServeConfig
+    from fastplug.config import DEFAULT_HANDSHAKE, ClientConfig, HandshakeConfig, OnHostExit, ServeConfig, Target, Transport
     from fastplug.deadlines import deadline
     from fastplug.errors import (
         ArenaExhausted,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     )
     from fastplug.interfaces import interface, optional
     from fastplug.plugin import InterfacePlugin, Plugin, PluginSet
-    from fastplug.process.runner import Runner
+    from fastplug.process.runner import Runner, RunnerFactory
 
 __all__ = [
     "DEFAULT_HANDSHAKE",
@@ -72,6 +72,7 @@ __all__ = [
     "InterfaceMismatch",
     "InterfacePlugin",
     "LocalProtocolError",
+    "OnHostExit",
     "Plugin",
     "PluginDied",
     "PluginError",
@@ -83,10 +84,13 @@ __all__ = [
     "ResultError",
     "RpcError",
     "Runner",
+    "RunnerFactory",
     "ServeConfig",
     "Spec",
     "StartError",
+    "Target",
     "TlsRefused",
+    "Transport",
     "UnsupportedProtocol",
     "client_of",
     "deadline",
@@ -102,11 +106,11 @@ __all__ = [
 _PLACES = {
     "fastplug.api": ("Spec", "client_of", "empty", "open", "proto_of", "serve", "start"),
     "fastplug.client": ("Client",),
-    "fastplug.config": ("DEFAULT_HANDSHAKE", "ClientConfig", "HandshakeConfig", "ServeConfig"),
+    "fastplug.config": ("DEFAULT_HANDSHAKE", "ClientConfig", "HandshakeConfig", "OnHostExit", "ServeConfig", "Target", "Transport"),
     "fastplug.deadlines": ("deadline",),
     "fastplug.interfaces": ("interface", "optional"),
     "fastplug.plugin": ("InterfacePlugin", "Plugin", "PluginSet"),
-    "fastplug.process.runner": ("Runner",),
+    "fastplug.process.runner": ("Runner", "RunnerFactory"),
 }
 
 

@@ -93,9 +93,11 @@ class ClientProtocol(Structural):
 
     def stats(self) -> dict[str, Any]:
         """Counters since the connection was made."""
+        ...
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """An uninitialised C-ordered array that this transport sends without a copy, where it can."""
+        ...
 
     def blocks(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike, count: int, timeout_s: float) -> Any:
         """An endless iterator over ``count`` such arrays, each given out again when no reader has it."""

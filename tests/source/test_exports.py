@@ -14,7 +14,14 @@ import pytest
 from tests.source import tree
 
 # Names that a public module exports for other modules of the package, and the reason why users do not get them from `fastplug`.
-KEPT_INSIDE: dict[str, dict[str, str]] = {}
+_DESCRIPTION = "what protocols are made from; users meet the class that they decorated"
+KEPT_INSIDE: dict[str, dict[str, str]] = {
+    "fastplug.interfaces": dict.fromkeys(
+        ("Interface", "Method", "Parameter", "check_implementation", "interface_of", "interfaces_of"), _DESCRIPTION
+    ),
+    "fastplug.plugin": {"served_interfaces": _DESCRIPTION},
+    "fastplug.deadlines": dict.fromkeys(("UNTIL_NS", "remaining_s"), "read by protocols; users set a deadline"),
+}
 
 LATE = ("asyncio", "cryptography", "google.protobuf", "grpc", "msgspec", "multiprocessing", "numpy", "ssl")
 
