@@ -38,7 +38,6 @@ __all__ = [
 TRACEBACK_BYTES_MAX = 64 * 1024
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
-_HERE = __file__.removesuffix("_wire_words.py")
 
 
 class Unfit(Exception):  # noqa: N818  it is no error of the tree
@@ -200,7 +199,7 @@ def _guarded_str(error: BaseException) -> str:
 def _handler_traceback(traceback: TracebackType | None) -> TracebackType | None:
     """Without fastplug's own frames at its head: they are of no use to the author of the handler."""
     inner = traceback
-    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(_HERE):
+    while inner is not None and str(inner.tb_frame.f_globals.get("__name__")).startswith("fastplug."):  # file names of compiled modules vary
         inner = inner.tb_next
     return inner
 

@@ -130,7 +130,8 @@ class Client:
     @property
     def exited(self) -> bool:
         """Has the plugin ended (also by itself)?"""
-        return self._state() is State.EXITED
+        ended = self._runner is not None and self._runner.returncode is not None  # known before the watcher's thread has dealt with it
+        return ended or self._state() is State.EXITED
 
     def _state(self) -> State:
         """As of now: another thread may move it on at any time."""
@@ -281,7 +282,7 @@ class Client:
             return
         with self._stopping:
             with self._lock:
-                self._killed = True
+                self._killed = self._killed or not self.exited
                 new = self._state() is State.NEW
             self._feed(Event.KILL_REQUESTED)
             self._drive()

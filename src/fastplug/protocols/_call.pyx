@@ -21,7 +21,7 @@ from fastplug._wire cimport (
 from fastplug.shm._arena cimport ArenaPort
 
 from fastplug.deadlines import UNTIL_NS as _until_ns
-from fastplug.errors import ArgumentError, Closed, CopyRequired, DeadlineExceeded, LocalProtocolError, PluginError, RemoteProtocolError, ResultError
+from fastplug.errors import ArgumentError, Closed, CopyRequired, DeadlineExceeded, LocalProtocolError, PluginError, RemoteError, RemoteProtocolError, ResultError
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
@@ -148,8 +148,8 @@ cdef class Caller:
         self.owner_pid = os.getpid()
         self.next_call = random.getrandbits(48)         # wire.md: a reply of an earlier connection can hardly match
 
-    def close(self, error: Exception) -> None:
-        """From now on calls raise ``error``. Who waits is woken by the link's own end."""
+    def close(self, error) -> None:
+        """From now on calls raise ``error``, or what it returns if it is a callable. Who waits is woken by the link's own end."""
         if self.refusal is None:
             self.refusal = error
 
@@ -209,6 +209,8 @@ cdef class Caller:
             self._send(method, args, kwargs, until)
             return self._answer(method, until)
         except EOFError as error:
+            if isinstance(error, RemoteError):
+                raise           # the handler's own
             raise self.lost(method.codec.qualified) from (error if error.args else None)
         except RemoteProtocolError as error:
             self.refusal = error

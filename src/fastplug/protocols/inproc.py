@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastplug._wire import PyLink
-from fastplug.errors import Closed, ConfigError, DeadlineExceeded, StartError
+from fastplug.errors import ConfigError, DeadlineExceeded, StartError
 from fastplug.interfaces import interfaces_of
 from fastplug.plugin import InterfacePlugin, served_interfaces
 from fastplug.protocol import HostContext, PluginContext, Protocol, ServerProtocol
@@ -143,7 +143,7 @@ class InprocClient:
         if self._closed:
             return
         self._closed = True
-        self._caller.close(Closed(f"plugin {self._context.name!r} was closed; open it again to go on"))
+        self._caller.close(lambda: self._context.lost(None))
         self._far.peer_gone()
         self._link.peer_gone()
         if self._thread is not threading.current_thread():

@@ -10,7 +10,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
-from fastplug.errors import Closed, DeadlineExceeded, HandshakeTimeout, LocalProtocolError, RemoteProtocolError
+from fastplug.errors import DeadlineExceeded, HandshakeTimeout, LocalProtocolError, RemoteProtocolError
 from fastplug.protocols._call import Caller, DeferredPort
 from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello
 from fastplug.protocols.fast.memory import SharedMemory
@@ -168,7 +168,7 @@ class FastClient:
                 return
             self._closed = True
         watcher().remove(self._control.fileno())
-        self._caller.close(Closed(f"plugin {self._context.name!r} was closed by this process; open it again to go on"))
+        self._caller.close(lambda: self._lost(None))
         self.peer_exited()
         self._caller.release()
         link, self._link = self._link, None
