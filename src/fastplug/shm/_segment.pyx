@@ -8,8 +8,10 @@ one that can shrink would kill it with SIGBUS.
 import os
 import stat
 
-from libc.errno cimport errno as c_errno
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EINTR, errno as c_errno
 from libc.stdint cimport int64_t, uint64_t
+from posix.unistd cimport close, ftruncate
 
 from fastplug.errors import ArenaExhausted, RemoteProtocolError
 
@@ -35,12 +37,16 @@ cdef extern from *:
     """
     enum: FP_SEALS, F_ADD_SEALS, F_GET_SEALS, MADV_POPULATE_READ, MADV_POPULATE_WRITE
     int fcntl(int, int, ...) nogil
-    int posix_fallocate(int, long, long) nogil
+    int fallocate(int, int, long, long) nogil
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 # No segment is larger than what a u64 offset and a signed size can hold with room to add: 1 TiB is more than any machine this runs on.
 MAX_SEGMENT_BYTES = 1 << 40
 SEALS = FP_SEALS
+# Pages are allocated in steps of this size (about 4 ms each): a signal ends a step and undoes it, not all that was done before.
+ALLOCATION_STEP_BYTES = 4 << 20
+# A process that is signalled more often than a step takes, again and again, gets no segment.
+ALLOCATION_TRIES = 1000
 
 _live = 0
 
@@ -68,7 +74,7 @@ cdef class Segment:
         """
         global _live
         cdef Segment segment = Segment.__new__(Segment)
-        cdef int fd, code
+        cdef int fd
         cdef void* base
         cdef uint64_t size = -(-bytes // PAGE_BYTES) * PAGE_BYTES
         if not 0 < bytes <= MAX_SEGMENT_BYTES:
@@ -78,12 +84,9 @@ cdef class Segment:
         if fd < 0:
             raise _no_memory("memfd_create", c_errno, bytes)
         segment.fd = fd
-        os.ftruncate(fd, size)
-        with nogil:
-            # Allocates now what would otherwise be a SIGBUS later (tmpfs full) and a page fault on the hot path.
-            code = posix_fallocate(fd, 0, size)
-        if code:
-            raise _no_memory("fallocate", code, bytes)
+        if ftruncate(fd, size):
+            raise _no_memory("ftruncate", c_errno, bytes)
+        _allocate(fd, size)
         with nogil:
             base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
         if base == MAP_FAILED:
@@ -136,7 +139,7 @@ cdef class Segment:
             self.base = NULL
             _live -= 1
         if self.fd >= 0:
-            os.close(self.fd)
+            close(self.fd)
 
     @property
     def address(self) -> int:
@@ -157,6 +160,25 @@ cdef class Segment:
             raise ValueError("outside of the segment, or not ours")
         for i in range(<uint64_t>view.shape[0]):
             self.base[at + i] = view[i]
+
+
+cdef int _allocate(int fd, uint64_t size) except -1:
+    """Allocates now what would otherwise be a SIGBUS later (tmpfs full) and a page fault on the hot path."""
+    cdef uint64_t done = 0, step
+    cdef int code, tries = 0
+    while done < size:
+        step = min(<uint64_t>ALLOCATION_STEP_BYTES, size - done)
+        with nogil:
+            code = c_errno if fallocate(fd, 0, done, step) else 0
+        if not code:
+            done += step
+            tries = 0
+            continue
+        tries += 1
+        if code != EINTR or tries == ALLOCATION_TRIES:
+            raise _no_memory("fallocate", code, size)
+        PyErr_CheckSignals()
+    return 0
 
 
 cdef _no_memory(str what, int code, object bytes):
