@@ -15,9 +15,6 @@ cdef enum FrameKind:
     FRAME_REQUEST = 1
     FRAME_REPLY = 2
     FRAME_ERROR = 3
-    FRAME_PING = 6          # 6 to 8: in place of control messages, on sockets only
-    FRAME_PONG = 7
-    FRAME_SHUTDOWN = 8
     FRAME_PAD = 0xFFFF      # skip to the start of the ring; never leaves a lane
 
 cdef enum FrameFlag:
@@ -70,6 +67,8 @@ cdef class Link:
     cdef int send(self, FrameHeader* header, const unsigned char* payload, int64_t until_ns) except -1
     # Waits for the next frame: 1 with the header filled in and the payload copied to `dec`, 0 when the time is up.
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1
+    # The frame received last has been decoded: whoever sent it may let go of the blocks that it names.
+    cdef int consumed(self) except -1
 
 
 cdef class PyLink(Link):

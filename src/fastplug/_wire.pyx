@@ -230,7 +230,7 @@ def unpack_error(data, str method=""):
 Header = namedtuple("Header", "size kind flags call interface method blocks remaining_ns")
 
 cdef int check_header(const FrameHeader* header) except -1:
-    if header.kind not in (FRAME_REQUEST, FRAME_REPLY, FRAME_ERROR, FRAME_PING, FRAME_PONG, FRAME_SHUTDOWN):
+    if header.kind not in (FRAME_REQUEST, FRAME_REPLY, FRAME_ERROR):
         raise RemoteProtocolError(f"the peer sent a frame of the unknown kind {header.kind}; open a new connection")
     if header.size > MESSAGE_MAX:
         raise RemoteProtocolError(f"the peer sent a frame of {header.size} bytes, {MESSAGE_MAX} are allowed; open a new connection")
@@ -270,6 +270,9 @@ cdef class Link:
 
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1:
         raise LocalProtocolError(f"{type(self).__name__} does not receive")
+
+    cdef int consumed(self) except -1:
+        return 0
 
 
 cdef class PyLink(Link):

@@ -1,6 +1,6 @@
 # Calls over a Link: the caller's half, and the plugin's half. Which link (shared memory, socket, queue) is not known here.
 
-from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from fastplug._wire cimport ArrayPort, Codec, Decoder, Encoder, FrameHeader, Link, MethodCodec
 from fastplug.shm._arena cimport ArenaPort
@@ -23,9 +23,11 @@ cdef class Caller:
     cdef void* lock
     cdef unsigned long owner            # thread that holds the lock, 0 when nobody does
     cdef uint64_t next_call
+    cdef uint64_t answered              # the call that was answered last: replies come in the order of their calls
     cdef object lost                    # callable(method or None) -> the error for a connection that ended
     cdef object refusal                 # an error class and text once the caller cannot be used any more
     cdef int owner_pid
+    cdef uint32_t mark                  # of the process that made it: a fork of that one must not call
     cdef readonly uint64_t calls
     cdef readonly uint64_t late         # replies dropped because nobody waited for them any more
     cdef object call(self, Remote method, tuple args, dict kwargs)

@@ -11,7 +11,7 @@ import threading
 cimport cython
 from cpython.contextvars cimport get_value
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastplug._wire cimport (
@@ -25,7 +25,9 @@ from fastplug.errors import ArgumentError, Closed, CopyRequired, DeadlineExceede
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
-    int fp_forked()
+    int fp_fork_init()
+    uint32_t fp_mark()
+    int fp_is_home(uint32_t)
     void fp_point(const char*)
     enum: FP_DEBUG
 
@@ -37,6 +39,9 @@ cdef extern from "pythread.h":
     PyLockStatus PyThread_acquire_lock_timed(void*, long long microseconds, int intr_flag) nogil
     void PyThread_release_lock(void*)
     unsigned long PyThread_get_thread_ident()
+
+if fp_fork_init():
+    raise ImportError("MADV_WIPEONFORK is missing: fastplug needs Linux 4.14 or later")
 
 cdef object UNTIL_NS = _until_ns
 
@@ -146,7 +151,8 @@ cdef class Caller:
         self.dec = Decoder(port)
         self.lost = lost
         self.owner_pid = os.getpid()
-        self.next_call = random.getrandbits(48)         # wire.md: a reply of an earlier connection can hardly match
+        self.mark = fp_mark()
+        self.next_call = self.answered = random.getrandbits(48)         # wire.md: a reply of an earlier connection can hardly match
 
     def close(self, error) -> None:
         """From now on calls raise ``error``, or what it returns if it is a callable. Who waits is woken by the link's own end."""
@@ -200,7 +206,7 @@ cdef class Caller:
 
     cdef object call(self, Remote method, tuple args, dict kwargs):
         cdef int64_t until = _until()
-        if fp_forked() or self.refusal is not None:
+        if not fp_is_home(self.mark) or self.refusal is not None:
             raise self._refused()
         self._lock(until, method.codec.qualified)
         try:
@@ -243,7 +249,12 @@ cdef class Caller:
         except BaseException:
             self.port.rollback()
             raise
-        self.link.send(&header, self.enc.data, until)
+        try:
+            self.link.send(&header, self.enc.data, until)
+        except BaseException:           # Ctrl-C, too, while the ring is full
+            if self.arena_port is not None:
+                self.arena_port.retract()
+            raise
         self.calls += 1
         return 0
 
@@ -252,13 +263,17 @@ cdef class Caller:
         while True:
             if not self.link.receive(&header, self.dec, until):
                 raise DeadlineExceeded(f"{method.codec.qualified}() had no answer before the deadline; a late one will be dropped")
-            if header.call == self.next_call:
+            if header.call == self.next_call and self.answered != self.next_call:
                 break
             self._drop(&header)
+        self.answered = header.call
         if header.flags & FLAG_SPILLED:
             self._unspill()
         if header.kind == FRAME_REPLY:
-            return method.codec.decode_result(self.dec)
+            try:
+                return method.codec.decode_result(self.dec)
+            finally:
+                self.link.consumed()
         if header.kind == FRAME_ERROR:
             raise decode_error(self.dec, method.codec.qualified)
         raise RemoteProtocolError(f"{method.codec.qualified}() was answered by a frame of kind {header.kind}")
@@ -267,12 +282,15 @@ cdef class Caller:
         """A reply that nobody waits for any more: the blocks it names go back."""
         if header.kind != FRAME_REPLY and header.kind != FRAME_ERROR:
             raise RemoteProtocolError(f"a frame of kind {header.kind} came where only replies may come")
-        if header.call > self.next_call or not self.next_call:
-            raise RemoteProtocolError(f"a reply to call {header.call} came, which was never made")
+        if not self.answered < header.call <= self.next_call:
+            # so late replies are no more than the calls that were given up, and nobody waits for ever for the end of them
+            raise RemoteProtocolError(f"a reply to call {header.call} came, which was never made or has been answered")
+        self.answered = header.call
         if header.flags & FLAG_SPILLED:
             self._unspill()
         if header.kind == FRAME_REPLY:
             skip_value(self.dec)
+        self.link.consumed()
         self.late += 1
         return 0
 
@@ -284,7 +302,7 @@ cdef class Caller:
     def drain(self) -> None:
         """Drops late replies that have come meanwhile, unless a call is under way."""
         cdef FrameHeader header
-        if fp_forked() or self.refusal is not None or not PyThread_acquire_lock(self.lock, 0):
+        if not fp_is_home(self.mark) or self.refusal is not None or not PyThread_acquire_lock(self.lock, 0):
             return
         self.owner = PyThread_get_thread_ident()
         try:
@@ -301,7 +319,7 @@ cdef class Caller:
 
     def _refused(self):
         """A new error each time: one that is raised twice collects tracebacks."""
-        if fp_forked() or os.getpid() != self.owner_pid:
+        if not fp_is_home(self.mark):
             return Closed(
                 f"this handle belongs to process {self.owner_pid}; this is process {os.getpid()}, forked from it. "
                 "Open the plugin again here (fastplug.Spec can be passed on)."
@@ -316,7 +334,7 @@ cdef class Caller:
 
     def check_usable(self) -> None:
         """Raises what a call would raise before it sends anything."""
-        if fp_forked() or self.refusal is not None:
+        if not fp_is_home(self.mark) or self.refusal is not None:
             raise self._refused()
 
 
@@ -361,6 +379,7 @@ cdef class Server:
                 raise RemoteProtocolError("a spilled payload came where there is no shared memory")
             self.arena_port.unspill(self.dec)
         values = codec.decode_arguments(self.dec)
+        self.link.consumed()
         self.calls += 1
         self.enc.reset()
         try:

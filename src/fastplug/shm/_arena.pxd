@@ -59,6 +59,10 @@ cdef class Ledger:
 cdef class OwnLease:
     # A local lease of an own block: the base of arrays over it.
     cdef Block block
+    cdef uint32_t mark                  # of the process that made it
+
+
+cdef OwnLease own_lease(Block block)
 
 
 cdef class Arena:
@@ -99,6 +103,7 @@ cdef class Lease:
     cdef uint64_t* returned
     cdef readonly uint32_t segment_id
     cdef readonly uint32_t slot
+    cdef uint32_t mark                  # of the process that made it
 
 
 cdef class ArenaPort(ArrayPort):
@@ -111,6 +116,9 @@ cdef class ArenaPort(ArrayPort):
     cdef ArrayPort arrays               # _ndarray.ArenaArrays
     cdef ArrayPort _arrays(self)
     cdef list lending                   # Loans named by the payload that is being encoded
+    cdef list committed                 # Loans of the last commit
     cdef int lend(self, Block block, uint32_t* slot) except -1
+    cdef int lend_taken(self, Block block, uint32_t* slot) except -1
+    cdef int retract(self) except -1    # the frame of the last commit could not be sent: nobody saw it
     cdef int spill(self, Encoder enc) except -1
     cdef int unspill(self, Decoder dec) except -1

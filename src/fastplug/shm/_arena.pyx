@@ -16,7 +16,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastplug._wire cimport ArrayPort, Codec, Decoder, Encoder
+from fastplug._wire cimport MESSAGE_MAX, ArrayPort, Codec, Decoder, Encoder
 from fastplug.shm._lane cimport Lane
 from fastplug.shm._segment cimport Segment
 
@@ -27,8 +27,9 @@ from fastplug.shm._segment import Segment as SegmentType
 cdef extern from "_atomics.h" nogil:
     void fp_give_back(uint64_t*)
     uint64_t fp_load_returned(const uint64_t*)
-    int fp_fork_mark()
-    int fp_forked()
+    int fp_fork_init()
+    uint32_t fp_mark()
+    int fp_is_home(uint32_t)
     void fp_point(const char*)
     enum: FP_DEBUG
 
@@ -48,13 +49,8 @@ MIN_BLOCK_BYTES = 1024
 PAGE_BYTES = 4096
 cdef int _MIN_BITS = 10
 
-if fp_fork_mark():
+if fp_fork_init():
     raise ImportError("MADV_WIPEONFORK is missing: shared memory needs Linux 4.14 or later")
-
-
-def forked() -> bool:
-    """Is this process a fork of the one that imported the library?"""
-    return bool(fp_forked())
 
 
 cdef int _size_class(uint64_t bytes):
@@ -110,7 +106,7 @@ cdef class OwnLease:
     """A local lease of an own block; arrays over the block keep it alive."""
 
     def __dealloc__(self):
-        if self.block is not None and not fp_forked():
+        if self.block is not None and fp_is_home(self.mark):
             self.block.local -= 1
             if self.block.local == 0:
                 self.block.arena.settle(self.block)
@@ -119,6 +115,7 @@ cdef class OwnLease:
 cdef OwnLease own_lease(Block block):
     cdef OwnLease lease = OwnLease.__new__(OwnLease)
     lease.block = block
+    lease.mark = fp_mark()
     block.local += 1
     return lease
 
@@ -457,7 +454,7 @@ cdef class Lease:
     """One naming of a peer's block. Gives it back when the last array over it is gone: any thread, no system call."""
 
     def __dealloc__(self):
-        if self.returned != NULL and not fp_forked():
+        if self.returned != NULL and fp_is_home(self.mark):
             fp_give_back(self.returned)
 
 
@@ -534,6 +531,7 @@ cdef class Borrowed:
                 lease.table = table
         lease.segment_id = segment_id
         lease.slot = slot
+        lease.mark = fp_mark()
         lease.returned = counter
         return lease
 
@@ -555,6 +553,7 @@ cdef class ArenaPort(ArrayPort):
         self.lane = lane
         self.strict = strict
         self.lending = []
+        self.committed = []
 
     def close(self) -> None:
         """Breaks the circle with what knows numpy, so that memory goes at once and not with the next garbage collection."""
@@ -587,14 +586,26 @@ cdef class ArenaPort(ArrayPort):
         slot[0] = loan.slot
         return 1
 
+    cdef int lend_taken(self, Block block, uint32_t* slot) except -1:
+        """As ``lend``, for a block that was taken for this payload: it goes back when it cannot be lent."""
+        cdef int lent = 0
+        try:
+            lent = self.lend(block, slot)
+        finally:
+            if not lent:
+                self.arena.settle(block)
+        return lent
+
     cdef int commit(self) except -1:
         cdef Loan loan
+        if self.committed:
+            self.committed.clear()
         if self.named:
             for loan in self.lending:
                 loan.sent += 1
             for loan in self.lending:
                 self.arena.settle(loan.block)
-            self.lending.clear()
+            self.committed, self.lending = self.lending, self.committed
             self.named = 0
             if FP_DEBUG:
                 fp_point("blocks lent, not published")
@@ -609,6 +620,14 @@ cdef class ArenaPort(ArrayPort):
         self.lane.forget_unsent()
         return 0
 
+    cdef int retract(self) except -1:
+        cdef Loan loan
+        for loan in self.committed:
+            loan.sent -= 1
+        self.committed.clear()
+        self.lane.forget_unsent()
+        return 0
+
     cdef int spill(self, Encoder enc) except -1:
         """Moves an encoded payload that is too long for the ring to a block; `enc` then holds the reference to it."""
         cdef Block block = self.arena.take(enc.size)
@@ -619,8 +638,7 @@ cdef class ArenaPort(ArrayPort):
         cdef uint32_t slot
         with nogil:
             memcpy(target, source, n)
-        if not self.lend(block, &slot):
-            self.arena.settle(block)
+        if not self.lend_taken(block, &slot):
             raise ArenaExhausted(f"{self.ledger.peer} holds all {self.ledger.slots} leases that it has room for; let it drop arrays")
         reference.segment = block.segment_id
         reference.slot = slot
@@ -642,6 +660,8 @@ cdef class ArenaPort(ArrayPort):
         lease = self.borrowed.lease(reference.segment, reference.slot)
         if reference.offset > lease.segment.bytes or reference.bytes > lease.segment.bytes - reference.offset:
             raise RemoteProtocolError(f"a spilled payload of {reference.bytes} bytes at {reference.offset} lies outside of its segment")
+        if reference.bytes > <uint64_t>MESSAGE_MAX:
+            raise RemoteProtocolError(f"a spilled payload has {reference.bytes} bytes; {MESSAGE_MAX} are allowed")
         target = dec.fill(reference.bytes)
         source = lease.segment.base + reference.offset
         with nogil:

@@ -160,10 +160,13 @@ static inline void fp_give_back(uint64_t *returned) { __atomic_fetch_add(returne
 static inline uint64_t fp_load_returned(const uint64_t *returned) { return __atomic_load_n(returned, __ATOMIC_ACQUIRE); }
 
 /* A private page that the kernel wipes in a forked child: tells a child from its parent without a system call, also when
- * the fork was made in C, where register_at_fork does not run. 1 in the process that mapped it, 0 in its children. */
-static const uint32_t *fp_fork_page;
+ * the fork was made in C, where register_at_fork does not run. The page holds the mark of this process. What belongs to a
+ * process remembers the mark at its birth; a child, whose page is empty, gives itself a new one as soon as it makes something
+ * of its own (workers that are forked from a process with the library loaded). Marks live per extension module. */
+static uint32_t *fp_fork_page;
+static uint32_t fp_generation; /* ordinary memory: a child goes on from its parent's, so no two generations share a mark */
 
-static inline int fp_fork_mark(void) {
+static inline int fp_fork_init(void) {
     if (fp_fork_page)
         return 0;
     uint32_t *page = (uint32_t *)mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -173,12 +176,19 @@ static inline int fp_fork_mark(void) {
         munmap(page, 4096);
         return -1;
     }
-    *page = 1;
     fp_fork_page = page;
     return 0;
 }
 
-static inline int fp_forked(void) { return fp_fork_page && *fp_fork_page == 0; }
+/* The mark of this process, for what it makes. The GIL guards the store. */
+static inline uint32_t fp_mark(void) {
+    if (!*fp_fork_page)
+        *fp_fork_page = ++fp_generation;
+    return *fp_fork_page;
+}
+
+/* Is this the process that the mark was given to, and not a fork of it? */
+static inline int fp_is_home(uint32_t mark) { return *fp_fork_page == mark; }
 
 /* Debug builds stop themselves at a named point, so that a test can signal exactly there: FASTPLUG_STOP_AT=name. */
 #if defined(FASTPLUG_DEBUG) && FASTPLUG_DEBUG

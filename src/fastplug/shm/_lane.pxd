@@ -34,6 +34,7 @@ cdef class Lane(Link):
     cdef uint64_t tail                  # written to the out ring
     cdef uint64_t head                  # consumed from the in ring
     cdef uint64_t told_head             # what our shared head says
+    cdef bint decoding                  # the frame taken last names blocks, and its leases are not taken yet: head stays in front of it
     cdef uint64_t their_head            # what their shared head said when it was last looked at
     cdef int32_t gone
     cdef bint may_spin
@@ -53,5 +54,6 @@ cdef class Lane(Link):
     cdef int _take(self, FrameHeader* header, Decoder dec) except -1
     cdef int _wait_data(self, int64_t until_ns) except -1
     cdef int _wait_space(self, uint64_t need, int64_t until_ns) except -1
+    cdef uint64_t _consumed(self) except? 0xFFFFFFFFFFFFFFFF
     cdef int _drain(self) except -1
     cdef void _tell_head(self) noexcept

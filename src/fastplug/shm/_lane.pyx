@@ -10,7 +10,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastplug._wire cimport FRAME_PAD, HEADER_BYTES, Decoder, FrameHeader, Link
+from fastplug._wire cimport FRAME_PAD, HEADER_BYTES, Decoder, FrameHeader, Link, check_header
 from fastplug.shm._segment cimport Segment
 
 from fastplug.errors import DeadlineExceeded, LocalProtocolError, RemoteProtocolError
@@ -97,6 +97,8 @@ cdef class Lane(Link):
 
     def __init__(self, mine: Segment, theirs: Segment, slice_ns: int = HOST_SLICE_NS):
         cdef fp_lane header
+        if not mine.writable:
+            raise LocalProtocolError("a lane writes to a segment of its own process; this one is a peer's")
         self.my_segment = mine
         self.their_segment = theirs
         if theirs.bytes < RING_OFFSET + MIN_RING_BYTES:
@@ -158,18 +160,19 @@ cdef class Lane(Link):
         return 0
 
     cdef int _wait_space(self, uint64_t need, int64_t until_ns) except -1:
-        """Waits until the peer has consumed enough. Drains the inbound ring meanwhile: otherwise two full rings deadlock."""
+        """Waits until the peer has consumed enough. Drains the inbound ring meanwhile: otherwise two full rings deadlock.
+
+        Frames that name blocks stay in the ring, see ``_drain``. That they alone fill it, while ours is full too, takes a caller that sends
+        without looking at replies; ours reads what is there in every call.
+        """
         cdef uint64_t seen
         cdef int64_t left
         while True:
-            seen = fp_load_position(&self.theirs.head)
-            if self.tail - seen > self.out_bytes:
-                raise RemoteProtocolError(f"the peer's head {seen} is ahead of what was written ({self.tail}), or too far behind")
-            self.their_head = seen
+            seen = self._consumed()
             if self.tail + need - seen <= self.out_bytes:
                 return 0
             self._drain()
-            if self.told_head != self.head:
+            if self.told_head != self.head and not self.decoding:
                 self._tell_head()
             if fp_is_gone(&self.gone):
                 raise EOFError
@@ -187,10 +190,21 @@ cdef class Lane(Link):
                     fp_sleep(&self.mine.waiting_space, &self.theirs.head, seen, left, &self.gone)
                 PyErr_CheckSignals()
 
+    cdef uint64_t _consumed(self) except? 0xFFFFFFFFFFFFFFFF:
+        """The peer's head. It only grows, and never past what was written."""
+        cdef uint64_t head = fp_load_position(&self.theirs.head)
+        if head - self.their_head > self.tail - self.their_head:        # unsigned: also when it went back
+            raise RemoteProtocolError(f"the peer's head went from {self.their_head} to {head}; {self.tail} bytes were written")
+        self.their_head = head
+        return head
+
     cdef int _drain(self) except -1:
         cdef FrameHeader header
         cdef Decoder dec
         while self._inbound() and len(self.backlog) < BACKLOG_FRAMES and self.backlog_bytes < BACKLOG_BYTES:
+            memcpy(&header, self.in_ring + (self.head & (self.in_bytes - 1)), HEADER_BYTES)
+            if header.kind != FRAME_PAD and header.blocks:
+                return 0                # head must not pass it before it is decoded, which has to wait
             dec = Decoder()
             if self._take(&header, dec):
                 self.backlog.append(((<unsigned char*>&header)[:HEADER_BYTES], dec))
@@ -217,15 +231,31 @@ cdef class Lane(Link):
         if need > published or need > self.in_bytes - index:
             raise RemoteProtocolError(f"a frame of {header.size} bytes does not fit what the peer published ({published} bytes)")
         if header.kind != FRAME_PAD:
+            check_header(header)
             memcpy(dec.fill(header.size), self.in_ring + index + HEADER_BYTES, header.size)
+        elif not index or need != self.in_bytes - index:
+            # so a frame follows each padding, and nobody is kept busy with padding alone
+            raise RemoteProtocolError(f"{need} bytes of padding came at {index} in a ring of {self.in_bytes}; it fills the end of the ring and nothing else")
         if FP_DEBUG:
             fp_point("frame copied, not consumed")
         self.head += need
-        # A frame that names blocks holds the sender's leases until head is past it; for others head is only told now and then, and
-        # before every sleep: each store costs a barrier, and takes the line from a peer that looks at it.
-        if header.blocks or self.head - self.told_head >= self.in_bytes // HEAD_FRACTION:
+        # A frame that names blocks holds the sender's leases until head is past it, so head waits for ours (consumed). For others it is
+        # only told now and then, and before every sleep: each store costs a barrier, and takes the line from a peer that looks at it.
+        if header.kind == FRAME_PAD:
+            return 0
+        if header.blocks:
+            self.decoding = True
+        elif self.head - self.told_head >= self.in_bytes // HEAD_FRACTION:
             self._tell_head()
-        return header.kind != FRAME_PAD
+        if self.holds:
+            self.drop_holds()           # a reply has come: the peer has read what was sent before
+        return 1
+
+    cdef int consumed(self) except -1:
+        if self.decoding:
+            self.decoding = False
+            self._tell_head()
+        return 0
 
     cdef void _tell_head(self) noexcept:
         self.told_head = self.head
@@ -234,6 +264,8 @@ cdef class Lane(Link):
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1:
         cdef Decoder drained
         cdef const unsigned char* raw
+        if self.decoding:
+            self.consumed()             # whoever got the last frame failed with it
         if self.backlog:
             packed, drained = self.backlog.popleft()
             self.backlog_bytes -= drained.size
@@ -253,6 +285,8 @@ cdef class Lane(Link):
         cdef int64_t left, now
         cdef const uint64_t* word = &self.theirs.tail
         cdef bint spin = self.may_spin and not fp_shares_cpu(self.theirs)
+        if until_ns and fp_now_ns() >= until_ns:
+            return 0
         if spin and fp_spin(word, self.head, _SPIN_HOLDING_GIL_NS):
             self.spins += 1
             return 1
@@ -303,9 +337,7 @@ cdef class Lane(Link):
         return 0
 
     cdef int drop_holds(self) except -1:
-        cdef uint64_t consumed = fp_load_position(&self.theirs.head)
-        if consumed > self.tail or self.tail - consumed > self.out_bytes:
-            raise RemoteProtocolError(f"the peer's head {consumed} is ahead of what was written ({self.tail}), or too far behind")
+        cdef uint64_t consumed = self._consumed()
         while self.holds and <uint64_t>self.holds[0][0] <= consumed:
             self.holds.popleft()
         return 0
@@ -342,6 +374,7 @@ cdef class Lane(Link):
         cdef Decoder dec = Decoder()
         if not self.receive(&header, dec, until_ns):
             return None
+        self.consumed()
         return (<unsigned char*>&header)[:HEADER_BYTES] + dec.data[:dec.size]
 
     @property

@@ -13,7 +13,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastplug._wire cimport ArrayPort, Codec, Decoder, Encoder
-from fastplug.shm._arena cimport ArenaPort, Block, Borrowed, Lease, Loan, OwnLease
+from fastplug.shm._arena cimport ArenaPort, Block, Borrowed, Lease, Loan, OwnLease, own_lease
 from fastplug.shm._segment cimport Segment
 
 from fastplug._wire_words import Unfit
@@ -217,6 +217,7 @@ cdef int _read(_Description it, Decoder dec, Codec codec) except -1:
     """Reads and checks everything of a descriptor but its place."""
     cdef int i, ndim
     cdef int64_t size = 1
+    cdef bint empty = False
     cdef cnp.dtype wanted
     memcpy(&it.head, dec.need(sizeof(ArrayHead)), sizeof(ArrayHead))
     ndim = it.head.ndim
@@ -236,12 +237,15 @@ cdef int _read(_Description it, Decoder dec, Codec codec) except -1:
         if it.shape[i] < 0:
             raise RemoteProtocolError(f"an array has a dimension of {it.shape[i]}")
     for i in range(ndim):
-        if it.shape[i] and size > (INT64_MAX >> 2) // it.shape[i]:
+        if not it.shape[i]:
+            empty = True                # numpy refuses an overflow of the other dimensions all the same
+        elif size > (INT64_MAX >> 2) // it.shape[i]:
             raise RemoteProtocolError("the shape of an array overflows")
-        size *= it.shape[i]
+        else:
+            size *= it.shape[i]
     if size > (INT64_MAX >> 2) // it.head.itemsize:
         raise RemoteProtocolError("the size of an array overflows")
-    it.nbytes = size * it.head.itemsize
+    it.nbytes = 0 if empty else size * it.head.itemsize
     if it.head.order == ORDER_STRIDED:
         memcpy(it.strides, dec.need(8 * ndim), 8 * ndim)
         if not _extent(ndim, it.shape, it.strides, it.head.itemsize, &it.low, &it.high):
@@ -381,9 +385,12 @@ cdef class ArenaArrays(_Described):
                 "make it with client.empty(...) or client.blocks(...) (in a handler: fastplug.empty(...))"
             )
         block = self.port.arena.take(n)
-        _copy_to(block.segment.base + block.offset, array, order)
-        if not self.port.lend(block, &place.slot):
+        try:
+            _copy_to(block.segment.base + block.offset, array, order)
+        except BaseException:
             self.port.arena.settle(block)
+            raise
+        if not self.port.lend_taken(block, &place.slot):
             raise ArenaExhausted(f"{self.port.ledger.peer} holds all {self.port.ledger.slots} leases that it has room for; let it drop arrays")
         place.segment = block.segment_id
         place.offset = block.offset
@@ -419,7 +426,7 @@ cdef class ArenaArrays(_Described):
             raise RemoteProtocolError(f"{self.port.ledger.peer} names slot {place.slot} in segment {place.segment}; it was lent from segment {block.segment_id}")
         _inside(it, place, block.offset, block.offset + block.bytes)
         return _view(it.descr, it.head.ndim, it.shape, it.strides if it.head.order == ORDER_STRIDED else NULL,
-                     block.segment.base + place.offset, it.head.order, _lease_own(block), False)
+                     block.segment.base + place.offset, it.head.order, own_lease(block), False)
 
     cdef int skip(self, Decoder dec) except -1:
         cdef Place place
@@ -438,13 +445,6 @@ cdef int _inside(_Description it, Place* place, uint64_t start, uint64_t end) ex
     if place.offset > end or place.offset < start or <uint64_t>it.high > end - place.offset or <uint64_t>(-it.low) > place.offset - start:
         raise RemoteProtocolError(f"an array at {place.offset}, from {it.low} to {it.high}, lies outside of its memory [{start}, {end})")
     return 0
-
-
-cdef OwnLease _lease_own(Block block):
-    cdef OwnLease lease = OwnLease.__new__(OwnLease)
-    lease.block = block
-    block.local += 1
-    return lease
 
 
 def empty(arena, shape, dtype) -> np.ndarray:
