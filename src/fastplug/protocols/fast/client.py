@@ -130,19 +130,25 @@ class FastClient:
         with self._lock:
             self._pongs[number] = (answered, slot)
         try:
-            self._control.send(Message.PING, {"n": number})
+            self._ask(number)
             if not answered.wait(timeout_s):
                 raise DeadlineExceeded(
                     f"plugin {self._context.name!r} did not answer a ping within {timeout_s:g} s: it is stopped, or holds the GIL"
                 )
-        except OSError as error:
-            raise self._lost(None) from error
         finally:
             with self._lock:
                 self._pongs.pop(number, None)
         if "ended" in slot:
             raise self._lost(None)
         return slot
+
+    def _ask(self, number: int) -> None:
+        try:
+            self._control.send(Message.PING, {"n": number})
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"a ping could not be sent: {error}; it is stopped, or hangs") from error
+        except OSError as error:
+            raise self._lost(None) from error
 
     def request_stop(self) -> None:
         """SHUTDOWN: the plugin finishes the call in hand and exits."""
