@@ -25,7 +25,7 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
 # An import that closes a cycle, and the sentence that says why it has to.
 BACK_BECAUSE = {
-    ("fastplug.shm._arena", "fastplug.shm._ndarray"): "The arena works without numpy; its array half is loaded by the first array.",
+    ("fastplug.shm._port", "fastplug.shm._ndarray"): "Shared memory works without numpy; its array half is loaded by the first array.",
 }
 
 # Bytes, events and the time in, bytes and events out.

@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from fastplug._wire cimport ArrayPort, Codec, Decoder, Encoder, FrameHeader, Link, MethodCodec
-from fastplug.shm._arena cimport ArenaPort
+from fastplug.shm._port cimport ArenaPort
 
 
 cdef class DeferredPort(ArrayPort):

@@ -18,7 +18,7 @@ from fastplug._wire cimport (
     FLAG_SPILLED, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, Decoder, Encoder, FrameHeader, Link, MethodCodec,
     decode_error, encode_error, skip_value,
 )
-from fastplug.shm._arena cimport ArenaPort
+from fastplug.shm._port cimport ArenaPort
 
 from fastplug.deadlines import UNTIL_NS as _until_ns
 from fastplug.errors import ArgumentError, Closed, CopyRequired, DeadlineExceeded, LocalProtocolError, PluginError, RemoteError, RemoteProtocolError, ResultError

@@ -8,8 +8,6 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from fastplug._wire cimport ArrayPort, Codec, Decoder, Encoder
-from fastplug.shm._lane cimport Lane
 from fastplug.shm._segment cimport Segment
 
 
@@ -34,6 +32,7 @@ cdef class Loan:
     cdef Block block
     cdef Ledger ledger
     cdef uint32_t slot
+    cdef bint told                      # the peer knows the block's segment
     cdef uint64_t sent
     cdef const uint64_t* returned
     cdef bint out(self)                 # not all returned
@@ -81,44 +80,3 @@ cdef class Arena:
     cdef int settle(self, Block block) except -1        # a local lease ended, or the block was named: put it where it belongs
     cdef Block _recycle(self, int size_class)
     cdef Block _cut(self, int size_class)
-
-
-cdef class Borrowed:
-    cdef readonly str peer
-    cdef list segments                  # id -> Segment, or None
-    cdef list tables                    # own Segments
-    cdef uint64_t slots
-    cdef object missing                 # callable(segment_id) -> None: reads the control socket for a segment that a frame names
-    cdef Segment segment(self, uint64_t segment_id)
-    cdef uint64_t* counter(self, uint64_t slot) except NULL
-    cdef int give_back(self, uint64_t slot) except -1
-    cdef Lease lease(self, uint64_t segment_id, uint64_t slot)
-
-
-cdef class Lease:
-    # One naming of a peer's block: the base of received arrays. Its dealloc gives the block back.
-    cdef Borrowed owner
-    cdef Segment segment                # keeps the mapping, also after the peer died
-    cdef Segment table
-    cdef uint64_t* returned
-    cdef readonly uint32_t segment_id
-    cdef readonly uint32_t slot
-    cdef uint32_t mark                  # of the process that made it
-
-
-cdef class ArenaPort(ArrayPort):
-    # How payloads that are too long, and arrays, use an arena. Arrays themselves are in _ndarray.pyx, imported when the first one appears.
-    cdef readonly Arena arena
-    cdef readonly Ledger ledger
-    cdef readonly Borrowed borrowed
-    cdef readonly Lane lane
-    cdef readonly bint strict           # CopyRequired instead of a copy
-    cdef ArrayPort arrays               # _ndarray.ArenaArrays
-    cdef ArrayPort _arrays(self)
-    cdef list lending                   # Loans named by the payload that is being encoded
-    cdef list committed                 # Loans of the last commit
-    cdef int lend(self, Block block, uint32_t* slot) except -1
-    cdef int lend_taken(self, Block block, uint32_t* slot) except -1
-    cdef int retract(self) except -1    # the frame of the last commit could not be sent: nobody saw it
-    cdef int spill(self, Encoder enc) except -1
-    cdef int unspill(self, Decoder dec) except -1

@@ -7,7 +7,8 @@ when nothing is out. After a crash the owner drops what it had sent there; nothi
 A block that comes back to its owner in a frame (form HOME) is protected by the sender's lease until the owner's ``head`` is past that frame
 (Lane.hold); by then the owner has a local lease of its own.
 
-The GIL guards Arena, Ledger and Borrowed; leases may end on any thread.
+This module is the owner's side; _borrowed.pyx is the reader's, _port.pyx joins the two to a connection. The GIL guards Arena, Ledger and
+Borrowed; leases may end on any thread.
 """
 
 import collections
@@ -25,15 +26,12 @@ from fastplug.shm._segment import MAX_SEGMENT_BYTES
 from fastplug.shm._segment import Segment as SegmentType
 
 cdef extern from "_atomics.h" nogil:
-    void fp_give_back(uint64_t*)
     uint64_t fp_load_returned(const uint64_t*)
     int fp_fork_init()
     uint32_t fp_mark()
     int fp_is_home(uint32_t)
-    void fp_point(const char*)
-    enum: FP_DEBUG
 
-# fast-transport: an arena starts with one segment of this size, made before the first call.
+# An arena starts with one segment of this size, made before the first call.
 FIRST_SEGMENT_BYTES = 4 << 20
 # Later ones at least double what there is, up to this: few segments, few descriptors, little waste.
 GROWTH_BYTES = 64 << 20
@@ -446,227 +444,6 @@ cdef class Arena:
 
 def _age(entry):
     return (<Block>entry[0]).lent_at
-
-
-@cython.freelist(64)
-@cython.no_gc
-cdef class Lease:
-    """One naming of a peer's block. Gives it back when the last array over it is gone: any thread, no system call."""
-
-    def __dealloc__(self):
-        if self.returned != NULL and fp_is_home(self.mark):
-            fp_give_back(self.returned)
-
-
-cdef class Borrowed:
-    """A peer's arena as this process sees it: its segments, read-only, and our table of returned leases.
-
-    Args:
-        peer: its name, for error texts.
-        missing: called with a segment id that a frame names and that is not mapped yet; reads the control socket.
-    """
-
-    def __init__(self, peer: str, missing):
-        self.peer = peer
-        self.missing = missing
-        self.segments = []
-        self.tables = []
-
-    def make_table(self, slots: int = TABLE_SLOTS) -> Segment:
-        """A further table of counters, to be announced to the peer."""
-        table = SegmentType.create(slots * 8, "fastplug-table")
-        self.tables.append((self.slots, slots, table))
-        self.slots += slots
-        return table
-
-    def add_segment(self, segment_id: int, segment: Segment) -> None:
-        """The peer announced a segment. Raises RemoteProtocolError: the id is taken, or out of range."""
-        if not 0 <= segment_id < (1 << 31) or (segment_id < len(self.segments) and self.segments[segment_id] is not None):
-            raise RemoteProtocolError(f"{self.peer} announced segment {segment_id} twice")
-        if segment_id > len(self.segments) + MAX_SEGMENTS or sum(1 for known in self.segments if known is not None) >= MAX_SEGMENTS:
-            raise RemoteProtocolError(f"{self.peer} announced segment {segment_id}; at most {MAX_SEGMENTS} are mapped at once")
-        while len(self.segments) <= segment_id:
-            self.segments.append(None)
-        self.segments[segment_id] = segment
-
-    def drop_segment(self, segment_id: int) -> bool:
-        """The peer will name it no more. True: there was one; it is unmapped with its last lease."""
-        if not 0 <= segment_id < len(self.segments) or self.segments[segment_id] is None:
-            return False
-        self.segments[segment_id] = None
-        return True
-
-    def close(self) -> None:
-        """The peer is gone: what no array uses is unmapped. Leases keep what they need."""
-        self.segments = []
-        self.tables = []
-        self.missing = None
-
-    cdef Segment segment(self, uint64_t segment_id):
-        if segment_id < <uint64_t>len(self.segments) and self.segments[segment_id] is not None:
-            return self.segments[segment_id]
-        self.missing(segment_id)
-        if segment_id < <uint64_t>len(self.segments) and self.segments[segment_id] is not None:
-            return self.segments[segment_id]
-        raise RemoteProtocolError(f"{self.peer} names segment {segment_id}, which it never announced (or its descriptor was lost on the way)")
-
-    cdef uint64_t* counter(self, uint64_t slot) except NULL:
-        for first, count, table in self.tables:
-            if first <= slot < first + count:
-                return <uint64_t*>(<Segment>table).base + <Py_ssize_t>(slot - first)
-        raise RemoteProtocolError(f"{self.peer} names slot {slot}; there are {self.slots}")
-
-    cdef int give_back(self, uint64_t slot) except -1:
-        fp_give_back(self.counter(slot))
-        return 0
-
-    cdef Lease lease(self, uint64_t segment_id, uint64_t slot):
-        cdef Segment segment = self.segment(segment_id)
-        cdef uint64_t* counter = self.counter(slot)
-        cdef Lease lease = Lease.__new__(Lease)
-        lease.owner = self
-        lease.segment = segment
-        for first, count, table in self.tables:
-            if first <= slot < first + count:
-                lease.table = table
-        lease.segment_id = segment_id
-        lease.slot = slot
-        lease.mark = fp_mark()
-        lease.returned = counter
-        return lease
-
-
-cdef struct SpillReference:
-    uint32_t segment
-    uint32_t slot
-    uint64_t offset
-    uint64_t bytes
-
-
-cdef class ArenaPort(ArrayPort):
-    """How one connection's payloads and arrays go through shared memory."""
-
-    def __init__(self, arena: Arena, ledger: Ledger, borrowed: Borrowed, lane: Lane, strict: bool = False):
-        self.arena = arena
-        self.ledger = ledger
-        self.borrowed = borrowed
-        self.lane = lane
-        self.strict = strict
-        self.lending = []
-        self.committed = []
-
-    def close(self) -> None:
-        """Breaks the circle with what knows numpy, so that memory goes at once and not with the next garbage collection."""
-        self.arrays = None
-
-    cdef ArrayPort _arrays(self):
-        if self.arrays is None:
-            from fastplug.shm._ndarray import ArenaArrays
-
-            self.arrays = ArenaArrays(self)
-        return self.arrays
-
-    cdef int put(self, Encoder enc, object array, Codec codec) except -1:
-        return self._arrays().put(enc, array, codec)
-
-    cdef object get(self, Decoder dec, Codec codec):
-        return self._arrays().get(dec, codec)
-
-    cdef int skip(self, Decoder dec) except -1:
-        return self._arrays().skip(dec)
-
-    cdef int lend(self, Block block, uint32_t* slot) except -1:
-        """Notes that the payload names this block: 1, or 0 when the peer's table is full."""
-        cdef Loan loan = self.ledger.loan(block)
-        if loan is None:
-            return 0
-        self.ledger.tell(block)
-        self.lending.append(loan)
-        self.named += 1
-        slot[0] = loan.slot
-        return 1
-
-    cdef int lend_taken(self, Block block, uint32_t* slot) except -1:
-        """As ``lend``, for a block that was taken for this payload: it goes back when it cannot be lent."""
-        cdef int lent = 0
-        try:
-            lent = self.lend(block, slot)
-        finally:
-            if not lent:
-                self.arena.settle(block)
-        return lent
-
-    cdef int commit(self) except -1:
-        cdef Loan loan
-        if self.committed:
-            self.committed.clear()
-        if self.named:
-            for loan in self.lending:
-                loan.sent += 1
-            for loan in self.lending:
-                self.arena.settle(loan.block)
-            self.committed, self.lending = self.lending, self.committed
-            self.named = 0
-            if FP_DEBUG:
-                fp_point("blocks lent, not published")
-        return 0
-
-    cdef int rollback(self) except -1:
-        cdef Loan loan
-        for loan in self.lending:
-            self.arena.settle(loan.block)
-        self.lending.clear()
-        self.named = 0
-        self.lane.forget_unsent()
-        return 0
-
-    cdef int retract(self) except -1:
-        cdef Loan loan
-        for loan in self.committed:
-            loan.sent -= 1
-        self.committed.clear()
-        self.lane.forget_unsent()
-        return 0
-
-    cdef int spill(self, Encoder enc) except -1:
-        """Moves an encoded payload that is too long for the ring to a block; `enc` then holds the reference to it."""
-        cdef Block block = self.arena.take(enc.size)
-        cdef SpillReference reference
-        cdef unsigned char* target = block.segment.base + block.offset
-        cdef const unsigned char* source = enc.data
-        cdef size_t n = enc.size
-        cdef uint32_t slot
-        with nogil:
-            memcpy(target, source, n)
-        if not self.lend_taken(block, &slot):
-            raise ArenaExhausted(f"{self.ledger.peer} holds all {self.ledger.slots} leases that it has room for; let it drop arrays")
-        reference.segment = block.segment_id
-        reference.slot = slot
-        reference.offset = block.offset
-        reference.bytes = n
-        enc.reset()
-        memcpy(enc.take(sizeof(SpillReference)), &reference, sizeof(SpillReference))
-        return 0
-
-    cdef int unspill(self, Decoder dec) except -1:
-        """Replaces a reference by a private copy of the payload that it names, and gives the block back."""
-        cdef SpillReference reference
-        cdef Lease lease
-        cdef unsigned char* target
-        cdef const unsigned char* source
-        if dec.size != sizeof(SpillReference):
-            raise RemoteProtocolError(f"the reference to a spilled payload has {dec.size} bytes")
-        memcpy(&reference, dec.data, sizeof(SpillReference))
-        lease = self.borrowed.lease(reference.segment, reference.slot)
-        if reference.offset > lease.segment.bytes or reference.bytes > lease.segment.bytes - reference.offset:
-            raise RemoteProtocolError(f"a spilled payload of {reference.bytes} bytes at {reference.offset} lies outside of its segment")
-        if reference.bytes > <uint64_t>MESSAGE_MAX:
-            raise RemoteProtocolError(f"a spilled payload has {reference.bytes} bytes; {MESSAGE_MAX} are allowed")
-        target = dec.fill(reference.bytes)
-        source = lease.segment.base + reference.offset
-        with nogil:
-            memcpy(target, source, reference.bytes)
-        return 0
 
 
 def lease_counts(arena: Arena) -> dict:

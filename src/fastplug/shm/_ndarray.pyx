@@ -13,7 +13,9 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastplug._wire cimport ArrayPort, Codec, Decoder, Encoder
-from fastplug.shm._arena cimport ArenaPort, Block, Borrowed, Lease, Loan, OwnLease, own_lease
+from fastplug.shm._arena cimport Block, Loan, OwnLease, own_lease
+from fastplug.shm._borrowed cimport Lease
+from fastplug.shm._port cimport ArenaPort
 from fastplug.shm._segment cimport Segment
 
 from fastplug._wire_words import Unfit
@@ -83,6 +85,8 @@ cdef cnp.ndarray _fitting(object value, Codec codec):
     """The array, when it may travel as what is declared. No silent cast, no conversion of lists."""
     cdef cnp.ndarray array
     cdef cnp.dtype wanted = _descr(codec)
+    if type(value) is cnp.ndarray and (<cnp.ndarray>value).descr is wanted:
+        return value
     if not isinstance(value, cnp.ndarray):
         raise Unfit(in_words(value))
     if isinstance(value, np.ma.MaskedArray):

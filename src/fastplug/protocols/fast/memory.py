@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import time
@@ -10,7 +11,9 @@ from typing import Any
 from fastplug.errors import ArenaExhausted, RemoteProtocolError
 from fastplug.protocols.fast.control import Body, Control, Message
 from fastplug.shm import _lane
-from fastplug.shm._arena import TABLE_SLOTS, Arena, ArenaPort, Borrowed, Ledger
+from fastplug.shm._arena import TABLE_SLOTS, Arena, Ledger
+from fastplug.shm._borrowed import Borrowed
+from fastplug.shm._port import ArenaPort
 from fastplug.shm._segment import Segment
 from fastplug.shm.budget import budget_bytes
 
@@ -49,7 +52,7 @@ class SharedMemory:
         self._strict = strict
         self._slice_ns = slice_ns
         self._lane_segment: Segment | None = _lane.create_segment()
-        self.borrowed = Borrowed(peer, self._missing)
+        self.borrowed = Borrowed(peer, self._missing, self._more_slots)
         self._table: Segment | None = self.borrowed.make_table()
         self.ledger: Ledger | None = None
         self.lane: _lane.Lane | None = None
@@ -97,6 +100,12 @@ class SharedMemory:
             if not self.control.pump(self.handle):
                 return
 
+    def _more_slots(self) -> None:
+        """Most slots of our tables are in use: one more, before the peer runs out of them."""
+        table = self.borrowed.make_table()
+        with contextlib.suppress(OSError):  # a peer that is gone needs none
+            self.control.send(Message.TABLE, {"slots": TABLE_SLOTS}, [table.fd])
+
     def _missing(self, segment_id: int) -> None:
         """A frame names a segment that is not here yet: its message is in the socket, or was handled by another thread meanwhile."""
         self.control.pump(self.handle)
@@ -106,7 +115,7 @@ class SharedMemory:
         if kind == Message.SEGMENT:
             self._segment(body, fds)
         elif kind == Message.TABLE:
-            self._more_slots(body, fds)
+            self._table_announced(body, fds)
         elif kind == Message.RETIRE:
             segment_id = _count(body, "segment", 1 << 31)
             self.borrowed.drop_segment(segment_id)
@@ -125,7 +134,7 @@ class SharedMemory:
             return
         self.borrowed.add_segment(_count(body, "segment", 1 << 31), segment)
 
-    def _more_slots(self, body: Body, fds: list[int]) -> None:
+    def _table_announced(self, body: Body, fds: list[int]) -> None:
         if len(fds) == 1 and self.ledger is not None:
             slots = _count(body, "slots", 1 << 20)
             self.ledger.add_table(Segment.attach(fds[0], -(-slots * 8 // 4096) * 4096), slots)
