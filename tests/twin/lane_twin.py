@@ -7,8 +7,27 @@ from collections.abc import Callable, Iterator
 
 MAGIC = b"FPLANE01"
 VERSION = 1
-OFFSETS = {"magic": 0, "version": 8, "ring_bytes": 12, "tail": 128, "cpu": 136, "head": 256, "waiting_data": 384, "waiting_space": 512, "doorbell": 640}
-WORDS = {"version": "<I", "ring_bytes": "<I", "tail": "<Q", "cpu": "<I", "head": "<Q", "waiting_data": "<I", "waiting_space": "<I", "doorbell": "<I"}
+OFFSETS = {
+    "magic": 0,
+    "version": 8,
+    "ring_bytes": 12,
+    "tail": 128,
+    "cpu": 136,
+    "head": 256,
+    "waiting_data": 384,
+    "waiting_space": 512,
+    "doorbell": 640,
+}
+WORDS = {
+    "version": "<I",
+    "ring_bytes": "<I",
+    "tail": "<Q",
+    "cpu": "<I",
+    "head": "<Q",
+    "waiting_data": "<I",
+    "waiting_space": "<I",
+    "doorbell": "<I",
+}
 RING_OFFSET = 4096
 ALIGNMENT = 64
 HEADER = struct.Struct("<IHHQHHIq")

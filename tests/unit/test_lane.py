@@ -29,6 +29,12 @@ def frame(payload: bytes, kind: int = REQUEST, call: int = 0, blocks: int = 0) -
     return pack_header(len(payload), kind, call=call, blocks=blocks) + payload
 
 
+def fill(lane: Lane) -> None:
+    """Sends until the ring is full, and raises what says so."""
+    while True:
+        lane.send_frame(frame(bytes(INLINE_LIMIT)), NOW)
+
+
 def soon_ns() -> int:
     return time.monotonic_ns() + int(SOON_S * 1e9)
 
@@ -83,10 +89,14 @@ def test_full_ring_and_deadline() -> None:
     one, other = lanes()
     sent = []
     payload = frame(bytes(INLINE_LIMIT))
-    with pytest.raises(DeadlineExceeded, match="nothing was sent"):
+
+    def fill_slowly() -> None:
         while True:
             one.send_frame(payload, time.monotonic_ns() + 1_000_000)
             sent.append(payload)
+
+    with pytest.raises(DeadlineExceeded, match="nothing was sent"):
+        fill_slowly()
     assert len(sent) == RING_BYTES // twin.rounded(INLINE_LIMIT)
     assert [other.receive_frame(NOW) for _ in sent] == sent
     assert other.receive_frame(NOW) is None
@@ -346,7 +356,9 @@ def test_padding_for_ever_is_refused() -> None:
     hostile.refused()
 
 
-@pytest.mark.parametrize(("kind", "flags", "remaining_ns"), [(0, 0, 0), (4, 0, 0), (6, 0, 0), (0xFFFE, 0, 0), (1, 2, 0), (1, 0x8000, 0), (1, 0, -1)])
+@pytest.mark.parametrize(
+    ("kind", "flags", "remaining_ns"), [(0, 0, 0), (4, 0, 0), (6, 0, 0), (0xFFFE, 0, 0), (1, 2, 0), (1, 0x8000, 0), (1, 0, -1)]
+)
 def test_header_fields(kind: int, flags: int, remaining_ns: int) -> None:
     hostile = Hostile()
     hostile.writer.send(twin.HEADER.pack(0, kind, flags, 1, 0, 0, 0, remaining_ns))
@@ -358,8 +370,7 @@ def test_head_ahead_of_what_was_written(head: int) -> None:
     hostile = Hostile()
     hostile.word("head", head)
     with pytest.raises(RemoteProtocolError, match="head"):
-        while True:
-            hostile.lane.send_frame(frame(bytes(INLINE_LIMIT)), NOW)
+        fill(hostile.lane)
 
 
 def test_any_noise_in_the_segment_is_refused_or_read() -> None:
@@ -372,7 +383,9 @@ def test_any_noise_in_the_segment_is_refused_or_read() -> None:
         for _ in range(rng.randrange(1, 6)):
             hostile.writer.send(frame(rng.randbytes(rng.randrange(200))))
         for _ in range(rng.randrange(1, 4)):
-            at = rng.choice([twin.OFFSETS["tail"], twin.OFFSETS["tail"] + 1, twin.RING_OFFSET + rng.randrange(256), rng.randrange(128, 768)])
+            at = rng.choice(
+                [twin.OFFSETS["tail"], twin.OFFSETS["tail"] + 1, twin.RING_OFFSET + rng.randrange(256), rng.randrange(128, 768)]
+            )
             hostile.segment.write(at, bytes([rng.randrange(256)]))
         try:
             while hostile.lane.receive_frame(NOW) is not None:
@@ -461,8 +474,7 @@ def test_flags_are_down_when_nobody_waits() -> None:
 def test_the_frame_of_a_failed_send_is_not_there() -> None:
     one, other = lanes()
     with pytest.raises(DeadlineExceeded):
-        while True:
-            one.send_frame(frame(bytes(INLINE_LIMIT)), NOW)
+        fill(one)
     before = one.positions
     with pytest.raises(DeadlineExceeded):
         one.send_frame(frame(b"x" * INLINE_LIMIT), NOW)
