@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.interop.go_tool import ROOT, built
+from tests.plugins.station_api import Station
 
 import fastplug
 from fastplug.config import DEFAULT_HANDSHAKE
-from tests.interop.go_tool import ROOT, built
-from tests.plugins.station_api import Station
 
 pytestmark = pytest.mark.go
 

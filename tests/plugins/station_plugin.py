@@ -6,9 +6,9 @@ import os
 
 import numpy as np
 import numpy.typing as npt
+from tests.plugins.station_api import Reading, Station, Summary
 
 import fastplug
-from tests.plugins.station_api import Reading, Station, Summary
 
 __all__ = ["PythonStation"]
 

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -234,7 +235,9 @@ class Lost(PluginError):
 
 def host(server_address: str, **config: Any) -> GrpcClient:
     made = protocol_named("grpc").connect(
-        HostContext(config=ClientConfig(target="x", **config), name="dsp", network="unix", address=server_address, lost=lambda m: Lost(str(m)))
+        HostContext(
+            config=ClientConfig(target="x", **config), name="dsp", network="unix", address=server_address, lost=lambda m: Lost(str(m))
+        )
     )
     assert isinstance(made, GrpcClient)
     return made
@@ -405,7 +408,7 @@ def test_shutdown_ends_the_plugin_with_a_stream_held_open(plugin: Running, clien
     assert not plugin.thread.is_alive()
     status = rpc_error(stdio.exception(WATCHDOG_S)) if stdio.exception(WATCHDOG_S) else None
     assert status is None or status.code == Code.UNAVAILABLE  # its end, or the connection's: a go-plugin host takes both
-    assert not os.path.exists(plugin.server.address)
+    assert not Path(plugin.server.address).exists()
     assert client.channel.closed.result(WATCHDOG_S)
     with pytest.raises(Lost, match=r"acme\.dsp/1\.add"):
         dsp.add(1)
@@ -431,7 +434,7 @@ def test_silent_probes_do_no_harm(plugin: Running, client: GrpcClient) -> None:
 
 
 def test_the_socket_belongs_to_this_user_alone(plugin: Running) -> None:
-    assert os.stat(plugin.server.address).st_mode & 0o777 == 0o600
+    assert Path(plugin.server.address).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_forked_child_is_told_whose_handle_it_is(client: GrpcClient) -> None:

@@ -24,7 +24,7 @@ from fastplug.protocols.grpc.schema import schema_of
 class Level(enum.Enum):
     LOW = "low"
     HIGH = "high"
-    TOP = "high"  # an alias: no number of its own
+    TOP = "high"  # noqa: PIE796  an alias: no number of its own
     low = "other"  # protoc compares members without case
     UNSPECIFIED = "unspecified"
 
@@ -50,7 +50,7 @@ class TotalRequest:
     aB: int  # noqa: N815  one JSON name for both
     _a_b: int
     message: str = ""
-    größe: float = 1.5
+    größe: float = 1.5  # noqa: PLC2401
     Clear: int = 1  # every message has a method of this name
 
 
@@ -61,7 +61,8 @@ class EveryKind(Protocol):
     def texts(self, a: dt.datetime, b: dt.date, c: dt.timedelta, d: decimal.Decimal, e: uuid.UUID) -> str: ...
     def containers(self, a: list[int], b: tuple[int, str], c: tuple[float, ...], d: dict[str, int], e: dict[float, str]) -> tuple[()]: ...
     def nested(self, a: list[list[int]], b: dict[str, list[int]], c: list[int | None], d: dict[Level, dict[int, bool]]) -> list[Tree]: ...
-    def optionals(self, a: int | None, b: Tree | None, c: list[str] | None, d: dict[bool, str] | None, *, e: Level | None = None) -> Tree: ...
+    def optionals(self, a: int | None, b: Tree | None, c: list[str] | None, d: dict[bool, str] | None) -> Tree: ...
+    def keywords(self, *, a: Level | None = None, b: list[int] | None = None) -> None: ...
     def defaults(self, a: int = 1, b: list[int] = [], c: Tree = Tree(1, [])) -> Mode: ...  # noqa: B006, B008
     def with_none(self, a: None, b: list[None], c: tuple[None, int]) -> Level | None: ...
     def tree(self) -> npt.NDArray[Any]: ...

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+from pathlib import Path
 
 from fastplug.errors import ConfigError
 
@@ -57,7 +58,7 @@ class Listener:
                 shutil.chown(self.address, group=owner)
             except LookupError as error:
                 raise ConfigError(f"the host wants the plugin's socket to belong to group {group!r}, which does not exist here") from error
-        os.chmod(self.address, 0o660 if group else 0o600)
+        Path(self.address).chmod(0o660 if group else 0o600)
 
     def accept(self) -> socket.socket | None:
         """Waits for a connection; None after close()."""
@@ -70,8 +71,7 @@ class Listener:
 
     def close(self) -> None:
         """Removes the file and ends a waiting accept(). Idempotent."""
-        with contextlib.suppress(FileNotFoundError):  # closed before, or removed with its directory
-            os.unlink(self.address)
+        Path(self.address).unlink(missing_ok=True)  # closed before, or removed with its directory
         with contextlib.suppress(OSError):  # closed before
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

@@ -62,9 +62,11 @@ class ByteStream(Protocol):
 
     def fileno(self) -> int:
         """-1 if there is none."""
+        ...
 
     def recv_into(self, buffer: memoryview, /) -> int:
         """Waits for bytes; 0 at the end, and at once after close()."""
+        ...
 
     def sendall(self, data: memoryview, /) -> None:
         """Waits until all is taken. Raises OSError at the end."""
@@ -166,9 +168,11 @@ class Server(Protocol):
 
     def attach(self, stream: ByteStream, tls: Tls | None = None) -> Connection:
         """Serves one connected peer until either side ends it. The server owns the stream from here on."""
+        ...
 
     def stop(self, grace_s: float | None) -> threading.Event:
-        """Takes no more calls, lets those in hand run for ``grace_s`` seconds, then cancels them. Frees everything when the event is set."""
+        """Takes no more calls, lets those in hand run for ``grace_s`` seconds, then cancels them. The event: all is freed."""
+        ...
 
 
 class Engine(Protocol):

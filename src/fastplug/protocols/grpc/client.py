@@ -117,8 +117,8 @@ class GrpcClient:
             pending = self.channel.unary_unary(path).future(request, timeout=timeout_s, metadata=_METADATA)
         except ValueError as error:  # grpcio: closed meanwhile by another thread
             raise self._context.lost(None) from error
-        # Not pending.exception(): Ctrl-C inside grpcio's Condition leaves its lock taken, and then no call on the channel ends. A SimpleQueue
-        # has no such moment, and putting into it never blocks grpcio's own thread.
+        # Not pending.exception(): Ctrl-C inside grpcio's Condition leaves its lock taken, and then no call on the channel ends.
+        # A SimpleQueue has no such moment, and putting into it never blocks grpcio's own thread.
         done: SimpleQueue[Any] = SimpleQueue()
         try:
             pending.add_done_callback(done.put)
@@ -185,7 +185,8 @@ class GrpcClient:
 
     def stats(self) -> dict[str, Any]:
         """Counters of both sides; the plugin's are None when it keeps none, or does not answer within 1 s."""
-        found = {"transport": self.transport, "calls": self._calls, "copies": self._copies.copies, "copied_bytes": self._copies.copied_bytes}
+        found = {"transport": self.transport, "calls": self._calls}
+        found |= {"copies": self._copies.copies, "copied_bytes": self._copies.copied_bytes}
         remote: dict[str, Any] = {}
         with contextlib.suppress(Exception):  # stats of a plugin that is gone are those of this side
             failed, answer = self._unary(STATS, Empty().SerializeToString(), STATS_TIMEOUT_S)

@@ -158,18 +158,20 @@ def _repeated_field(name: str, node: TypeNode, element: _Element) -> _Field:
     def write(parent: Any, value: Any, depth: int) -> None:
         if not isinstance(value, wanted):
             raise Unfit(words.got_sequence(value, word))
-        inner, items, i = _deeper(depth), getattr(parent, name), 0
+        inner, items, done = _deeper(depth), getattr(parent, name), 0
         try:
             if isinstance(element, Scalar):
-                to_proto, raw = element.to_proto, []
-                for i, item in enumerate(value):
-                    raw.append(to_proto(item))
+                raw: list[Any] = []
+                for item in value:
+                    raw.append(element.to_proto(item))
+                    done += 1
                 items.extend(raw)
             else:
-                for i, item in enumerate(value):
+                for item in value:
                     element.write(items.add(), item, inner)
+                    done += 1
         except Unfit as unfit:
-            unfit.inside(f"{word} whose item {i} is")
+            unfit.inside(f"{word} whose item {done} is")
             raise
 
     def read(parent: Any, depth: int) -> Any:
@@ -250,8 +252,9 @@ def _struct(cls: Any, fields: list[tuple[str, _Field, Any]]) -> _Message:
 
     def read(message: Any, depth: int) -> Any:
         inner = _deeper(depth)
+        values = {name: _sent(field, message, name, inner, default) for name, field, default in fields}
         # Absent means default: the constructor fills it in.
-        return cls(**{name: value for name, field, default in fields if (value := _sent(field, message, name, inner, default)) is not MISSING})
+        return cls(**{name: value for name, value in values.items() if value is not MISSING})
 
     return _Message(write, read)
 
@@ -295,14 +298,13 @@ class MethodCodec:
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """The request. Raises ArgumentError; nothing was sent."""
         message = self._request()
-        for parameter, field, value in zip(self.method.parameters, self._fields, self._bound(args, kwargs), strict=True):
-            if value is MISSING:  # the plugin's default; left out, these would arrive as empty or None instead
-                if parameter.node.kind not in _ALWAYS_SENT:
-                    continue
-                value = parameter.default
+        for parameter, field, given in zip(self.method.parameters, self._fields, self._bound(args, kwargs), strict=True):
+            value = parameter.default if given is MISSING else given
+            if given is MISSING and parameter.node.kind not in _ALWAYS_SENT:
+                continue  # the plugin's default
             try:
                 field.write(message, value, 0)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  argument_error sorts out what concerns the value
                 raise words.argument_error(self.qualified, parameter.name, canonical(parameter.node), value, error)  # noqa: B904  it has its cause
         try:
             data: bytes = message.SerializeToString()
@@ -352,7 +354,7 @@ class MethodCodec:
         message = self._response()
         try:
             self._result.write(message, value, 0)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  result_error sorts out what concerns the value
             raise words.result_error(self.qualified, canonical(self.method.returns), value, error)  # noqa: B904  it has its cause
         try:
             data: bytes = message.SerializeToString()

@@ -10,7 +10,7 @@ from fastplug.protocols.grpc.channel import Code
 
 __all__ = ["ERROR_KEY", "HOST_KEY", "remote_error_in", "status_of"]
 
-# Trailing metadata with the payload of wire.md, "Errors". Only for hosts that announce themselves: other clients have small limits on headers.
+# Trailing metadata with the payload of wire.md, "Errors". Only for hosts that announce themselves: others have small limits on headers.
 ERROR_KEY = "fastplug-error-bin"
 HOST_KEY = "fastplug-host"
 # The status text is a header of its own; gRPC peers allow 8 KiB of headers.
@@ -21,14 +21,14 @@ def status_of(error: BaseException, *, fastplug_host: bool) -> RpcError:
     """UNKNOWN with ``KeyError: 'x'``, which any peer can show, and for a fastplug host the whole error."""
     try:
         text = f"{type(error).__name__}: {error}"
-    except Exception as broken:
+    except Exception as broken:  # noqa: BLE001  the handler's own class
         text = f"{type(error).__name__}: <its str() raised {type(broken).__name__}>"
     text = text.encode("utf-8", "backslashreplace").decode()[:MESSAGE_CHARACTERS_MAX]
     trailers: list[tuple[str, Any]] = []
     if fastplug_host:
         try:
             trailers.append((ERROR_KEY, pack_error(error)))
-        except Exception as broken:
+        except Exception as broken:  # noqa: BLE001  the handler's own class
             plain = RuntimeError(f"{type(error).__name__}, which could not be encoded: {type(broken).__name__}")
             trailers.append((ERROR_KEY, pack_error(plain)))
     return RpcError(Code.UNKNOWN, text, b"", trailers)

@@ -117,7 +117,7 @@ class GrpcServer:
                 if connected is None:
                     return
                 self._server.attach(SocketStream(connected))
-            except Exception:
+            except Exception:  # noqa: BLE001  one connection that fails must not end the plugin
                 if self._stopping.is_set():
                     return
                 _log.exception("the plugin could not take a connection")

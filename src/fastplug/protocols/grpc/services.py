@@ -20,9 +20,9 @@ __all__ = [
     "DESCRIBE",
     "HEALTH_CHECK",
     "SHUTDOWN",
+    "STATS",
     "STDERR",
     "STDOUT",
-    "STATS",
     "STREAM_STDIO",
     "Empty",
     "HealthRequest",
@@ -71,8 +71,8 @@ _HEALTHY = ("plugin", "")
 class Services:
     """The internal services of one plugin.
 
-    Args: ``describe`` gives the JSON of the interfaces, ``stats`` that of the counters; ``shutdown`` is told, once or more, that the host wants the end; ``stdio`` has
-    (STDOUT or STDERR, bytes) for a host that streams them, None when there is nothing to stream.
+    Args: ``describe`` gives the JSON of the interfaces, ``stats`` that of the counters; ``shutdown`` is told, once or more, that the
+    host wants the end; ``stdio`` has (STDOUT or STDERR, bytes) for a host that streams them, None when there is nothing to stream.
     Handlers run on the engine's threads; ``end`` may be called from any.
     """
 

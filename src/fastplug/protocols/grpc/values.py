@@ -1,7 +1,8 @@
 """Python values <-> what one proto scalar, or one of the fixed messages, holds. Pure.
 
 The rules of acceptance are those of the compiled codec (docs/wire.md, "Annotations"): an int stands for a float, numpy scalars for their
-Python kinds, and nothing else is converted. `to_proto` raises Unfit with the value in words; `from_proto` raises ValueError for what a peer made up.
+Python kinds, and nothing else is converted. `to_proto` raises Unfit with the value in words; `from_proto` raises ValueError for what a
+peer made up.
 """
 
 from __future__ import annotations
@@ -205,7 +206,8 @@ class ArrayCopies:
         """Before a copy is made. Raises CopyRequired."""
         if self._strict and size_bytes >= STRICT_BYTES:
             raise CopyRequired(
-                f"strict_zero_copy is set, and gRPC copies every array (this one has {size_bytes} bytes); use the fast transport, or unset it"
+                f"strict_zero_copy is set, and gRPC copies every array (this one has {size_bytes} bytes). "
+                "Use the fast transport, or unset it."
             )
 
     def add(self, size_bytes: int) -> None:

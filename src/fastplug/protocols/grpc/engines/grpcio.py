@@ -7,13 +7,13 @@ only this user may enter.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -36,10 +36,10 @@ class _PrivatePath:
     def __init__(self, parent: str | None = None) -> None:
         directory = tempfile.mkdtemp(prefix="fastplug-grpc-", dir=parent)
         if len(directory) > _DIRECTORY_CHARACTERS_MAX:
-            os.rmdir(directory)
-            directory = tempfile.mkdtemp(prefix="fastplug-grpc-", dir="/tmp")  # noqa: S108  a 0700 directory with a random name
+            Path(directory).rmdir()
+            directory = tempfile.mkdtemp(prefix="fastplug-grpc-", dir="/tmp")
         self._directory = directory
-        self.path = os.path.join(directory, "s")
+        self.path = f"{directory}/s"
 
     def remove(self) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -210,7 +210,9 @@ class _Server:
         self._open().add_generic_rpc_handlers(generic_rpc_handlers)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
-        self._open().add_registered_method_handlers(service_name, method_handlers)
+        self._open().add_registered_method_handlers(  # pyright: ignore[reportAttributeAccessIssue]  newer than its stubs
+            service_name, method_handlers
+        )
 
     def add_methods(self, methods: MethodTable) -> None:
         self._open().add_generic_rpc_handlers((_Methods(methods),))
@@ -238,7 +240,8 @@ class _Server:
                 self._stopped = threading.Event()
                 self._start(server)  # grpcio frees the port only of a server that was started
                 calls_ended = server.stop(grace_s)
-                threading.Thread(target=self._free, args=(server, calls_ended, self._stopped), name="fastplug-grpc-stop", daemon=True).start()
+                free = threading.Thread(target=self._free, args=(server, calls_ended, self._stopped), name="fastplug-grpc-stop")
+                free.start()
         return self._stopped
 
     def _free(self, server: grpc.Server, calls_ended: threading.Event, stopped: threading.Event) -> None:
