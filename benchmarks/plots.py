@@ -141,8 +141,8 @@ def _percentiles(situations: dict[str, Any], caption: str) -> Any:
 
 def _finish(figure: Any, axes: Any, caption: str) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.tight_layout(rect=(0, 0.035, 0.77, 1))
-    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(0.775, 0.52), frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.035, 0.74, 1))
+    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(0.745, 0.52), frameon=False, fontsize=9)
     figure.text(0.01, 0.012, caption, fontsize=7.5, color="#555555")
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks import figures
 from tests.source import tree
+
+from benchmarks import figures
 
 
 @pytest.mark.parametrize("path", figures.documents(), ids=lambda path: str(path.relative_to(tree.ROOT)))
