@@ -14,7 +14,8 @@ Names are loaded when they are first used: importing the package costs next to n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+# Both type checkers know the name; importing typing for it would be most of the cost of `import fastplug`.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from fastplug.api import Spec, client_of, empty, open, proto_of, serve, start  # noqa: A004  the word of the field

@@ -18,7 +18,7 @@ from fastplug.shm._segment import Segment as SegmentType
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
-    int fp_usable_cpus()
+    int fp_online_cpus()
     void fp_futex_wake(const uint64_t*)
     uint64_t fp_load_position(const uint64_t*)
     void fp_publish_tail(fp_lane*, const fp_lane*, uint64_t)
@@ -117,7 +117,7 @@ cdef class Lane(Link):
         self.in_bytes = ring_bytes
         self.inline_limit = self.out_bytes // INLINE_FRACTION
         self.slice_ns = slice_ns
-        self.may_spin = fp_usable_cpus() > 1
+        self.may_spin = fp_online_cpus() > 1
         self.backlog = collections.deque()
         self.holds = collections.deque()
 
@@ -296,7 +296,6 @@ cdef class Lane(Link):
             if spin:
                 self.spins += 1
                 return 1
-        self.may_spin = fp_usable_cpus() > 1        # the user may have changed the mask
         self.sleeps += 1
         if self.told_head != self.head:
             self._tell_head()
