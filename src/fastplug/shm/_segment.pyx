@@ -11,6 +11,7 @@ import stat
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno as c_errno
 from libc.stdint cimport int64_t, uint64_t
+from posix.unistd cimport close
 from posix.unistd cimport close, ftruncate
 
 from fastplug.errors import ArenaExhausted, RemoteProtocolError
