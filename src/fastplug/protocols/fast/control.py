@@ -21,13 +21,13 @@ from typing import Any
 
 from fastplug.errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["BODY_BYTES_MAX", "FAST_VERSION", "FDS_MAX", "Control", "Message", "check_hello"]
+__all__ = ["BODY_BYTES_MAX", "FAST_VERSION", "FDS_MAX", "Control", "Message", "check_hello", "close_all"]
 
 _HEAD = struct.Struct("<IHH")
 FAST_VERSION = 1
 # HELLO with the descriptions of some hundred interfaces is about 1 MiB.
 BODY_BYTES_MAX = 16 << 20
-# HELLO has three; the kernel's own limit is 253.
+# The most that any message may carry; the kernel's own limit is 253.
 FDS_MAX = 8
 # A peer that does not read its control socket for this long hangs: the messages are small, the buffer takes hundreds.
 SEND_TIMEOUT_S = 10.0
@@ -46,6 +46,10 @@ class Message(enum.IntEnum):
     PONG = 7
     SHUTDOWN = 8
 
+
+# Descriptors that a message may carry; the others have none.
+_KNOWN = frozenset(Message)
+_FDS = {Message.HELLO: 3, Message.SEGMENT: 1, Message.TABLE: 1}
 
 Body = dict[str, Any]
 Handler = Callable[[int, Body, list[int]], None]
@@ -114,7 +118,7 @@ class Control:
                 if found is not None:
                     kind, body, fds = found
                     if kind != wanted:
-                        _close_all(fds)
+                        close_all(fds)
                         raise RemoteProtocolError(f"{self.peer} sent a control message of type {kind} instead of {wanted.name}")
                     return body, fds
                 left = until - time.monotonic()
@@ -130,16 +134,16 @@ class Control:
         The handler owns the descriptors. Raises what it raises, and RemoteProtocolError.
         """
         with self._read_lock:
-            more = not self._ended
-            while more:
+            while True:
+                # Before more is read: what has come of descriptors belongs to what has come of messages.
+                while (found := self._next()) is not None:
+                    handler(*found)
+                if self._ended:
+                    return False
                 try:
-                    more = self._fill()
+                    self._fill()
                 except BlockingIOError:
-                    break
-            while (found := self._next()) is not None:
-                kind, body, fds = found
-                handler(kind, body, fds)
-            return not self._ended
+                    return True
 
     def _fill(self) -> bool:
         """Reads what is there once; False at the end. Raises BlockingIOError."""
@@ -160,32 +164,48 @@ class Control:
         return True
 
     def _next(self) -> tuple[int, Body, list[int]] | None:
-        """The next whole message. Fewer descriptors than it announces: they were lost on the way."""
-        if len(self._buffer) < _HEAD.size:
-            return None
-        size, kind, count = _HEAD.unpack_from(self._buffer)
-        if size > BODY_BYTES_MAX or count > FDS_MAX:
-            raise RemoteProtocolError(f"{self.peer} sent a control message of {size} bytes with {count} descriptors")
-        if len(self._buffer) < _HEAD.size + size:
-            return None
-        data = bytes(self._buffer[_HEAD.size : _HEAD.size + size])
-        del self._buffer[: _HEAD.size + size]
-        fds, self._fds = self._fds[:count], self._fds[count:]
+        """The next whole message of a known type. Fewer descriptors than it announces: they were lost on the way."""
+        while len(self._buffer) >= _HEAD.size:
+            size, kind, count = _HEAD.unpack_from(self._buffer)
+            if size > BODY_BYTES_MAX or count > FDS_MAX or (kind in _KNOWN and count > _FDS.get(kind, 0)):
+                raise self._broken(f"a control message of type {kind} and {size} bytes with {count} descriptors")
+            if len(self._buffer) < _HEAD.size + size:
+                break
+            data = bytes(self._buffer[_HEAD.size : _HEAD.size + size])
+            del self._buffer[: _HEAD.size + size]
+            fds, self._fds = self._fds[:count], self._fds[count:]
+            if kind in _KNOWN:
+                return kind, self._body(data, fds), fds
+            close_all(fds)
+        # A message's descriptors come with its first byte; who sends others would use up this process's.
+        if len(self._fds) > (FDS_MAX if self._buffer else 0):
+            raise self._broken(f"{len(self._fds)} descriptors that belong to no message")
+        return None
+
+    def _body(self, data: bytes, fds: list[int]) -> Body:
         try:
             body = json.loads(data)
         except (ValueError, RecursionError) as error:
-            _close_all(fds)
-            raise RemoteProtocolError(f"{self.peer} sent a control message that is no JSON") from error
+            close_all(fds)
+            raise self._broken("a control message that is no JSON") from error
         if not isinstance(body, dict):
-            _close_all(fds)
-            raise RemoteProtocolError(f"{self.peer} sent a control message that is no JSON object")
-        return kind, body, fds
+            close_all(fds)
+            raise self._broken("a control message that is no JSON object")
+        return body
+
+    def _broken(self, what: str) -> RemoteProtocolError:
+        """Nothing that comes later can be understood: it is not read any more."""
+        self._ended = True
+        self._buffer.clear()
+        close_all(self._fds)
+        self._fds = []
+        return RemoteProtocolError(f"{self.peer} sent {what}")
 
     def close(self) -> None:
         """Closes the socket and descriptors that nobody took. Idempotent."""
         with self._read_lock, self._send_lock:
             self._socket.close()
-            _close_all(self._fds)
+            close_all(self._fds)
             self._fds = []
 
 
@@ -196,6 +216,7 @@ def check_hello(body: Body, transport: str, peer: str) -> None:
         raise RemoteProtocolError(f"{peer} said HELLO with version and transport {said}; agreed were {(FAST_VERSION, transport)}")
 
 
-def _close_all(fds: Sequence[int]) -> None:
+def close_all(fds: Sequence[int]) -> None:
+    """Closes descriptors that nobody wants."""
     for fd in fds:
         os.close(fd)

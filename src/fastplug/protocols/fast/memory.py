@@ -8,16 +8,16 @@ import select
 import time
 from typing import Any
 
-from fastplug.errors import ArenaExhausted, RemoteProtocolError
-from fastplug.protocols.fast.control import Body, Control, Message
+from fastplug.errors import ArenaExhausted, PluginError, RemoteProtocolError
+from fastplug.protocols.fast.control import Body, Control, Message, close_all
 from fastplug.shm import _lane
 from fastplug.shm._arena import TABLE_SLOTS, Arena, Ledger
 from fastplug.shm._borrowed import Borrowed
 from fastplug.shm._port import ArenaPort
-from fastplug.shm._segment import Segment
+from fastplug.shm._segment import MAX_SEGMENT_BYTES, Segment
 from fastplug.shm.budget import budget_bytes
 
-__all__ = ["SharedMemory"]
+__all__ = ["PeerLeft", "SharedMemory"]
 
 _log = logging.getLogger("fastplug.fast")
 
@@ -32,6 +32,20 @@ def _count(body: Body, key: str, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
         raise RemoteProtocolError(f"the peer sent {key}={value!r} in a control message; wanted a number from 0 to {most}")
     return value
+
+
+def _attached(body: Body, fds: list[int], sizes: dict[str, int]) -> list[Segment]:
+    """A segment per descriptor; ``sizes``: which key of ``body`` has its size, and the most that this may be. Owns ``fds``."""
+    waiting = list(fds)
+    try:
+        counts = [_count(body, key, most) for key, most in sizes.items()]
+        return [Segment.attach(waiting.pop(0), count) for count in counts]
+    finally:
+        close_all(waiting)
+
+
+class PeerLeft(PluginError, EOFError):
+    """The peer went while memory was announced to it. An EOFError, as every other way to find that the peer is gone."""
 
 
 class SharedMemory:
@@ -69,13 +83,10 @@ class SharedMemory:
     def accept(self, body: Body, fds: list[int]) -> None:
         """Maps what the peer's HELLO brought. Takes over ``fds``. Raises RemoteProtocolError, ArenaExhausted."""
         assert self._lane_segment is not None
-        attached: list[Any] = []
-        sizes = [_count(body, "lane", 1 << 30), _count(body, "table_bytes", 1 << 30), _count(body, "segment", 1 << 40)]
         if len(fds) != 3:
+            close_all(fds)
             raise RemoteProtocolError(f"{self.peer} sent HELLO with {len(fds)} descriptors instead of 3 (is a descriptor limit reached?)")
-        for fd, size in zip(fds, sizes, strict=True):
-            attached.append(Segment.attach(fd, size))
-        lane_segment, table, first = attached
+        lane_segment, table, first = _attached(body, fds, {"lane": 1 << 30, "table_bytes": 1 << 30, "segment": MAX_SEGMENT_BYTES})
         self.lane = _lane.Lane(self._lane_segment, lane_segment, self._slice_ns)
         self.ledger = Ledger(self.arena, self.peer, self._announce)
         self.ledger.add_table(table, _count(body, "table", 1 << 20))
@@ -85,10 +96,15 @@ class SharedMemory:
 
     def _announce(self, segment_id: int, segment: Segment | None) -> None:
         """Before a frame names a new segment; None: it will be named no more."""
-        if segment is None:
-            self.control.send(Message.RETIRE, {"segment": segment_id})
-        else:
-            self.control.send(Message.SEGMENT, {"segment": segment_id, "bytes": segment.bytes}, [segment.fd])
+        try:
+            if segment is None:
+                self.control.send(Message.RETIRE, {"segment": segment_id})
+            else:
+                self.control.send(Message.SEGMENT, {"segment": segment_id, "bytes": segment.bytes}, [segment.fd])
+        except TimeoutError as error:
+            raise RemoteProtocolError(f"{self.peer} does not take part any more: {error}") from error
+        except OSError as error:
+            raise PeerLeft(f"{self.peer} has closed the control socket") from error
 
     def _await_room(self, size_bytes: int) -> None:
         """The peer's control thread answers RETIRE at once; only then is the memory of an old segment free for a new one."""
@@ -104,7 +120,7 @@ class SharedMemory:
         """Most slots of our tables are in use: one more, before the peer runs out of them."""
         table = self.borrowed.make_table()
         with contextlib.suppress(OSError):  # a peer that is gone needs none
-            self.control.send(Message.TABLE, {"slots": TABLE_SLOTS}, [table.fd])
+            self.control.send(Message.TABLE, {"slots": TABLE_SLOTS, "bytes": table.bytes}, [table.fd])
 
     def _missing(self, segment_id: int) -> None:
         """A frame names a segment that is not here yet: its message is in the socket, or was handled by another thread meanwhile."""
@@ -122,13 +138,15 @@ class SharedMemory:
             self.control.send(Message.RETIRED, {"segment": segment_id})
         elif kind == Message.RETIRED and self.ledger is not None:
             self.arena.retired(_count(body, "segment", 1 << 31), self.ledger)
+        else:
+            close_all(fds)
 
     def _segment(self, body: Body, fds: list[int]) -> None:
         if len(fds) != 1:
             _log.warning("a memory segment of %s lost its descriptor on the way; calls that need it will fail", self.peer)
             return
         try:
-            segment = Segment.attach(fds[0], _count(body, "bytes", 1 << 40))
+            (segment,) = _attached(body, fds, {"bytes": MAX_SEGMENT_BYTES})
         except ArenaExhausted as error:
             _log.warning("a memory segment of %s cannot be mapped: %s", self.peer, error)
             return
@@ -136,8 +154,10 @@ class SharedMemory:
 
     def _table_announced(self, body: Body, fds: list[int]) -> None:
         if len(fds) == 1 and self.ledger is not None:
-            slots = _count(body, "slots", 1 << 20)
-            self.ledger.add_table(Segment.attach(fds[0], -(-slots * 8 // 4096) * 4096), slots)
+            (table,) = _attached(body, fds, {"bytes": 1 << 30})
+            self.ledger.add_table(table, _count(body, "slots", 1 << 20))
+        else:
+            close_all(fds)
 
     def close(self) -> None:
         """The peer is gone, or not wanted any more: memory goes back, also while handles live on. Arrays stay while referenced."""
