@@ -114,9 +114,7 @@ class Watcher:
         except Exception:  # noqa: BLE001  whatever it is
             # A broken callback must not end the thread that tells others of their plugins' deaths; nor may it spin.
             _log.exception("a watcher callback failed; its descriptor is not watched any more")
-            with self._lock:
-                if self._callbacks.pop(fd, None) is not None and self._epoll is not None:
-                    self._epoll.unregister(fd)
+            self.remove(fd)
 
     @property
     def watching(self) -> int:
