@@ -131,8 +131,6 @@ cdef class Lane(Link):
         cdef FrameHeader filler
         if <Py_ssize_t>header.size > self.inline_limit:
             raise LocalProtocolError(f"a payload of {header.size} bytes must be spilled: the lane takes {self.inline_limit}")
-        if fp_is_gone(&self.gone):
-            raise EOFError
         # Their head is looked at only when the ring seems full: its line belongs to the peer, and a look costs a transfer.
         if self.tail + pad + need - self.their_head > self.out_bytes:
             self._wait_space(pad + need, until_ns)
@@ -347,6 +345,10 @@ cdef class Lane(Link):
         """Any thread: no more frames will come. Waiting ends with EOFError after what is already in the ring."""
         fp_set_gone(&self.gone)
         self.wake()
+
+    def finish(self) -> None:
+        """Any thread: as ``peer_gone``. A peer that lives still gets what is sent, as far as its ring has room."""
+        self.peer_gone()
 
     def wake(self) -> bool:
         """Wakes a waiter once; True while one is (or may be) asleep. Flag and futex wait are not atomic, so it is called until False."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastplug.errors import DeadlineExceeded, HandshakeTimeout, LocalProtocolError, RemoteProtocolError
 from fastplug.protocols._call import Caller, DeferredPort
-from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello
+from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello, close_all
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.fast.socket_link import SocketLink
 from fastplug.protocols.offering import dispensed, offered
@@ -91,8 +91,7 @@ class FastClient:
         if self._memory is not None:
             self._memory.accept(answer, fds)
         elif fds:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
             raise RemoteProtocolError(f"{self._context.name} sent descriptors with HELLO of the socket transport")
         check_hello(answer, self.transport, self._control.peer)
         self._offers = offered(answer.get("interfaces"))
@@ -240,8 +239,7 @@ class FastClient:
         elif self._memory is not None:
             self._memory.handle(kind, body, fds)
         else:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
 
 
 def connect(context: HostContext) -> FastClient:

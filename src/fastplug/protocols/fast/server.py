@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastplug.errors import LocalProtocolError, RemoteProtocolError
 from fastplug.protocols._call import DeferredPort, Server
-from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello
+from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello, close_all
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.fast.socket_link import SocketLink
 from fastplug.protocols.offering import announced, handlers
@@ -79,6 +79,7 @@ class FastServer:
             self._control.send(Message.HELLO, answer | more, own)
         else:
             if len(fds) != 1:
+                close_all(fds)
                 raise RemoteProtocolError(f"the host's HELLO came with {len(fds)} descriptors; the socket transport has one")
             link = SocketLink(socket.socket(fileno=fds[0]))
             self._link = link
@@ -104,8 +105,7 @@ class FastServer:
         elif self._memory is not None:
             self._memory.handle(kind, body, fds)
         else:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
 
     def _counters(self) -> dict[str, Any]:
         server = self._server
@@ -118,7 +118,7 @@ class FastServer:
         self.stopped = True
         link = self._link
         if link is not None:
-            link.peer_gone()
+            link.finish()
             wake_until_awake(link)
 
     def close(self) -> None:
