@@ -7,8 +7,10 @@ from typing import Any
 
 from fastplug.errors import RemoteProtocolError
 from fastplug.shm import _lane
-from fastplug.shm._arena import TABLE_SLOTS, Arena, ArenaPort, Borrowed, Ledger
+from fastplug.shm._arena import TABLE_SLOTS, Arena, Ledger
+from fastplug.shm._borrowed import Borrowed
 from fastplug.shm._lane import Lane
+from fastplug.shm._port import ArenaPort
 from fastplug.shm._segment import Segment
 
 RING_BYTES = _lane.MIN_RING_BYTES

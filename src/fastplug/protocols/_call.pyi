@@ -5,7 +5,7 @@ from typing import Any, Final
 from typing_extensions import disjoint_base
 
 from fastplug._wire import ArrayPort, Link, MethodCodec
-from fastplug.shm._arena import ArenaPort
+from fastplug.shm._port import ArenaPort
 
 STRICT_BYTES: Final[int]
 

@@ -5,7 +5,8 @@ import numpy.typing as npt
 from typing_extensions import disjoint_base
 
 from fastplug._wire import ArrayPort
-from fastplug.shm._arena import Arena, ArenaPort
+from fastplug.shm._arena import Arena
+from fastplug.shm._port import ArenaPort
 
 INLINE_BYTES: Final[int]
 

@@ -1,0 +1,27 @@
+from collections.abc import Callable
+from typing import Final
+
+from typing_extensions import disjoint_base
+
+from fastplug.shm._segment import Segment
+
+MAX_SEGMENTS: Final[int]
+MAX_TABLES: Final[int]
+TABLE_SLOTS: Final[int]
+
+@disjoint_base
+class Borrowed:
+    @property
+    def peer(self) -> str: ...
+    def __init__(self, peer: str, missing: Callable[[int], object], more_slots: Callable[[], object] | None = None) -> None: ...
+    def make_table(self, slots: int = ...) -> Segment: ...
+    def add_segment(self, segment_id: int, segment: Segment) -> None: ...
+    def drop_segment(self, segment_id: int) -> bool: ...
+    def close(self) -> None: ...
+
+@disjoint_base
+class Lease:
+    @property
+    def segment_id(self) -> int: ...
+    @property
+    def slot(self) -> int: ...
