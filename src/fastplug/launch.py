@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastplug.config import ClientConfig
-from fastplug.errors import HandshakeTimeout, PluginError, StartError
+from fastplug.errors import HandshakeTimeout, PluginDied, PluginError, StartError
 from fastplug.handshake.environment import Choice, Offer, host_environment
 from fastplug.handshake.line import HandshakeLine, LineReader
 from fastplug.handshake.negotiation import accept
@@ -136,6 +136,8 @@ class Launch:
 
     def explain(self, error: PluginError, returncode: int | None, tail: tuple[str, ...]) -> None:
         """Adds to an error's text what only the host knows: how the process ended, and its last lines."""
+        if isinstance(error, PluginDied):
+            return  # it says so already
         parts: list[str] = []
         if any(COOKIE_REFUSED in line for line in tail):
             key = self.config.handshake.magic_cookie_key
