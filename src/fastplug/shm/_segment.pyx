@@ -11,7 +11,6 @@ import stat
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno as c_errno
 from libc.stdint cimport int64_t, uint64_t
-from posix.unistd cimport close
 from posix.unistd cimport close, ftruncate
 
 from fastplug.errors import ArenaExhausted, RemoteProtocolError
@@ -49,7 +48,7 @@ ALLOCATION_STEP_BYTES = 4 << 20
 # A process that is signalled more often than a step takes, again and again, gets no segment.
 ALLOCATION_TRIES = 1000
 
-_live = 0
+cdef Py_ssize_t _live = 0          # a C variable: at interpreter exit a Python one may be gone before the last segment
 
 
 def live() -> int:
