@@ -332,7 +332,11 @@ def test_fields_that_an_older_peer_does_not_know_take_their_defaults() -> None:
         x: float
         label: str = "new"
         weight: float = 0.5
+        tags: list[str] = dataclasses.field(default_factory=lambda: ["fresh"])
+        limit: int | None = 3
 
     Newer.__name__ = Newer.__qualname__ = "Point"
-    assert codec_of(Newer).decode_result(data) == Newer(1.5, "new", 0.5)
+    assert codec_of(Newer).decode_result(data) == Newer(1.5, "new", 0.5, ["fresh"], 3)
+    for value in (Newer(1.0, tags=[], limit=None), Newer(1.0, tags=["a"], limit=0), Newer(1.0)):
+        assert through(codec_of(Newer), value) == value
     assert old.decode_result(codec_of(Newer).encode_result(Newer(2.5, "", 0.0))) == Point(2.5)

@@ -133,6 +133,7 @@ message TotalResponse {
 message CountOfRequest {
   map<string, int64> words = 1;
   optional int64 limit = 2;
+  repeated uint32 cleared = 18999;
 }
 
 message CountOfResponse {

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from fastplug.deadlines import remaining_s
-from fastplug.errors import Closed, DeadlineExceeded, InterfaceMismatch, RemoteProtocolError
+from fastplug.errors import Closed, DeadlineExceeded, InterfaceMismatch, RemoteProtocolError, RpcError
 from fastplug.interfaces import Interface
 from fastplug.net.dial import dial
 from fastplug.protocol import HostContext
-from fastplug.protocols.grpc.channel import Channel, Code, Limits, code_of, rpc_error, select
+from fastplug.protocols.grpc.calls import Calls
+from fastplug.protocols.grpc.channel import Channel, Code, Limits, select
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.errors import HOST_KEY, remote_error_in
 from fastplug.protocols.grpc.schema import Rpc, schema_of
@@ -38,7 +37,6 @@ SHUTDOWN_TIMEOUT_S = 2.0
 STATS_TIMEOUT_S = 1.0
 # A plugin describes its interfaces in a few KiB; more than this is no description.
 DESCRIPTION_CHARACTERS_MAX = 16 << 20
-_METADATA = ((HOST_KEY, "1"),)
 
 
 class GrpcClient:
@@ -50,14 +48,14 @@ class GrpcClient:
         self._context = context
         self._owner_pid = os.getpid()
         self._closed = False
-        self._lock = threading.Lock()
-        self._calls = 0
+        self._made = 0
         self._copies = ArrayCopies(strict=context.config.strict_zero_copy)
         self._offered: list[InterfaceDescription] | None = None
         self._asked = False
         self._shutdown: Any = None
         connected = dial(context.network, context.address, timeout_s=context.config.connect_timeout_s)
         self.channel: Channel = select(engine).connect(SocketStream(connected), None, authority=AUTHORITY, limits=Limits())
+        self._calls = Calls(self.channel, ((HOST_KEY, "1"),))
 
     def dispense(self, interface: Interface) -> Any:
         """An object with the interface's methods. Raises InterfaceMismatch; a plugin that does not describe itself is not checked."""
@@ -74,18 +72,20 @@ class GrpcClient:
         return make_handle(interface, methods, self._context.name)
 
     def _descriptions(self) -> list[InterfaceDescription] | None:
-        with self._lock:
-            if not self._asked:
-                self._offered = self._ask()
-                self._asked = True
-            return self._offered
+        # Without a lock: two threads that ask at once get the same answer, and Ctrl-C finds none that it could leave taken.
+        if not self._asked:
+            self._offered = self._ask()
+            self._asked = True
+        return self._offered
 
     def _ask(self) -> list[InterfaceDescription] | None:
-        failed, answer = self._unary(DESCRIBE, Empty().SerializeToString(), self._context.config.connect_timeout_s)
-        if failed is not None:
-            if code_of(failed) == Code.UNIMPLEMENTED:
+        try:
+            what = "the question for the plugin's interfaces"
+            answer = self._unary(DESCRIBE, Empty().SerializeToString(), self._context.config.connect_timeout_s, None, what)
+        except RpcError as status:
+            if status.code == Code.UNIMPLEMENTED:
                 return None
-            raise self._translated(failed, None, "the description of the plugin's interfaces")
+            raise
         try:
             text = Json.FromString(answer).json
             described = json.loads(text) if len(text) <= DESCRIPTION_CHARACTERS_MAX else {}
@@ -103,37 +103,19 @@ class GrpcClient:
         timeout_s = remaining_s()
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded(f"{qualified}(): the deadline was over before the call; nothing was sent")
-        failed, response = self._unary(remote.path, request, timeout_s)
-        with self._lock:
-            self._calls += 1
-        if failed is not None:
-            raise self._translated(failed, qualified, f"{qualified}()") from failed
-        return remote.codec.decode_result(response)
+        self._made += 1  # two threads may lose one to each other; it is a statistic
+        return remote.codec.decode_result(self._unary(remote.path, request, timeout_s, qualified, f"{qualified}()"))
 
-    def _unary(self, path: str, request: bytes, timeout_s: float | None) -> tuple[Any, bytes]:
-        """(what it failed with or None, the response)."""
-        self._check_usable(None)
+    def _unary(self, path: str, request: bytes, timeout_s: float | None, qualified: str | None, what: str) -> bytes:
+        """The response. Raises an error of the tree."""
+        self._check_usable(qualified)
         try:
-            pending = self.channel.unary_unary(path).future(request, timeout=timeout_s, metadata=_METADATA)
-        except ValueError as error:  # grpcio: closed meanwhile by another thread
-            raise self._context.lost(None) from error
-        # Not pending.exception(): Ctrl-C inside grpcio's Condition leaves its lock taken, and then no call on the channel ends.
-        # A SimpleQueue has no such moment, and putting into it never blocks grpcio's own thread.
-        done: SimpleQueue[Any] = SimpleQueue()
-        try:
-            pending.add_done_callback(done.put)
-            done.get()  # ends with the answer, the deadline, the connection, or Ctrl-C
-            failed = pending.exception()
-            return failed, b"" if failed is not None else pending.result()
-        except BaseException as error:
-            pending.cancel()
-            if self.channel.closed.done() and isinstance(error, Exception):  # a cancelled future raises its own kind of error
-                raise self._context.lost(None) from error
-            raise
+            return self._calls.unary(path, request, timeout_s)
+        except RpcError as status:
+            raise self._translated(status, qualified, what) from status
 
-    def _translated(self, failed: Any, qualified: str | None, what: str) -> Exception:
+    def _translated(self, status: RpcError, qualified: str | None, what: str) -> Exception:
         """The error of the tree for a failed call."""
-        status = rpc_error(failed)
         packed = remote_error_in(status, qualified or "")
         if packed is not None:
             return packed
@@ -145,7 +127,7 @@ class GrpcClient:
             interface, _, method = qualified.rpartition(".")
             text = f"the plugin does not have {what}: {status.message}. Use a plugin built for {interface}."
             return InterfaceMismatch(text, interface=interface, method=method, expected=method, got=None)
-        return status
+        return RpcError(status.code, status.message, status.details, status.trailers)
 
     def _check_usable(self, method: str | None) -> None:
         if os.getpid() != self._owner_pid:
@@ -158,19 +140,12 @@ class GrpcClient:
 
     def ping(self, timeout_s: float) -> None:
         """Health check of service "plugin", as go-plugin's Ping: any answer counts."""
-        failed, _ = self._unary(HEALTH_CHECK, HealthRequest(service="plugin").SerializeToString(), timeout_s)
-        if failed is not None:
-            raise self._translated(failed, None, "the ping") from failed
+        self._unary(HEALTH_CHECK, HealthRequest(service="plugin").SerializeToString(), timeout_s, None, "the ping")
 
     def request_stop(self) -> None:
         """GRPCController.Shutdown. Whatever becomes of it counts as success: a plugin may end before it answers."""
-        if self._closed or self.channel.closed.done() or os.getpid() != self._owner_pid:
-            return
-        try:
-            # Kept: grpcio cancels a call whose future nobody holds.
-            self._shutdown = self.channel.unary_unary(SHUTDOWN).future(Empty().SerializeToString(), timeout=SHUTDOWN_TIMEOUT_S)
-        except ValueError:  # grpcio: closed meanwhile by another thread
-            return
+        if not self._closed and not self.channel.closed.done() and os.getpid() == self._owner_pid:
+            self._shutdown = self._calls.send(SHUTDOWN, Empty().SerializeToString(), SHUTDOWN_TIMEOUT_S)
 
     def peer_exited(self) -> None:
         """Every waiting call ends."""
@@ -181,16 +156,17 @@ class GrpcClient:
         if os.getpid() == self._owner_pid:
             self._closed = True
             self.channel.close()
+            self._calls.close()
             self._shutdown = None
 
     def stats(self) -> dict[str, Any]:
         """Counters of both sides; the plugin's are None when it keeps none, or does not answer within 1 s."""
-        found = {"transport": self.transport, "calls": self._calls}
+        found = {"transport": self.transport, "calls": self._made}
         found |= {"copies": self._copies.copies, "copied_bytes": self._copies.copied_bytes}
         remote: dict[str, Any] = {}
         with contextlib.suppress(Exception):  # stats of a plugin that is gone are those of this side
-            failed, answer = self._unary(STATS, Empty().SerializeToString(), STATS_TIMEOUT_S)
-            remote = json.loads(Json.FromString(answer).json) if failed is None else {}
+            answer = self._unary(STATS, Empty().SerializeToString(), STATS_TIMEOUT_S, None, "the question for counters")
+            remote = json.loads(Json.FromString(answer).json)
         return found | {f"plugin_{key}": remote.get(key) for key in ("calls", "copies", "copied_bytes")}
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -3,8 +3,8 @@
 Where a type stands decides its form: a *field* can be repeated, a map or absent; an *element* (of a list, of a map) is one scalar or one
 message, so that a container inside a container has a wrapper message around it. schema.py makes the messages by the same rule.
 
-What was not sent: a scalar, tuple, struct or array field with a default takes the default. An absent list or dict is an empty one and an
-absent Optional is None, with a default or without: proto cannot tell them apart, and what a caller passes must arrive.
+What was not sent: a field with a default takes the default. Proto cannot tell a list that is absent from an empty one, nor an absent
+Optional from None, so a message says of such fields which ones are empty on purpose (schema.py, CLEARED).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastplug._wire_words import Unfit, canonical, got, shown
 from fastplug.annotation import MISSING, Kind, TypeNode
 from fastplug.errors import ArgumentError, RemoteProtocolError, ResultError
 from fastplug.protocols.grpc.names import field_names
-from fastplug.protocols.grpc.schema import Rpc, is_map_key
+from fastplug.protocols.grpc.schema import CLEARED, Rpc, is_clearable, is_map_key
 from fastplug.protocols.grpc.values import ArrayCopies, Scalar, array_codec, complex_value, scalar_codec
 
 __all__ = ["MethodCodec"]
@@ -54,6 +54,15 @@ class _Compiler:
     def __init__(self, copies: ArrayCopies) -> None:
         self.copies = copies
         self.structs: dict[type | None, _Message] = {}
+
+    def fields(self, names: list[str], nodes: list[tuple[TypeNode, bool]]) -> list[_Field]:
+        """Of one message; each type with whether the field has a default."""
+        *plain, cleared = field_names([*names, CLEARED])
+        found = []
+        for number, (name, (node, defaulted)) in enumerate(zip(plain, nodes, strict=True), 1):
+            field = self.field(name, node, presence=defaulted)
+            found.append(_clearable_field(field, number, cleared) if defaulted and is_clearable(node) else field)
+        return found
 
     def field(self, name: str, node: TypeNode, *, presence: bool = False) -> _Field:
         if node.kind in (Kind.LIST, Kind.SEQUENCE):
@@ -94,8 +103,8 @@ class _Compiler:
             fields: list[tuple[str, _Field, Any]] = []
             # In the table before its fields are compiled: they may lead back here.
             self.structs[node.cls] = _struct(node.cls, fields)
-            for name, field in zip(field_names(f.name for f in node.fields), node.fields, strict=True):
-                fields.append((field.name, self.field(name, field.node, presence=field.default is not MISSING), field.default))
+            made = self.fields([f.name for f in node.fields], [(f.node, f.default is not MISSING) for f in node.fields])
+            fields.extend((f.name, field, f.default) for f, field in zip(node.fields, made, strict=True))
         return self.structs[node.cls]
 
 
@@ -148,6 +157,23 @@ def _optional_field(field: _Field) -> _Field:
     def read(parent: Any, depth: int) -> Any:
         value = field.read(parent, depth)
         return None if value is MISSING else value
+
+    return _Field(write, read)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (list, tuple, dict)) and not value)
+
+
+def _clearable_field(field: _Field, number: int, cleared: str) -> _Field:
+    def write(parent: Any, value: Any, depth: int) -> None:
+        field.write(parent, value, depth)
+        if _is_empty(value):
+            getattr(parent, cleared).append(number)
+
+    def read(parent: Any, depth: int) -> Any:
+        value = field.read(parent, depth)
+        return MISSING if _is_empty(value) and number not in getattr(parent, cleared) else value
 
     return _Field(write, read)
 
@@ -289,23 +315,19 @@ class MethodCodec:
         self._names = [parameter.name for parameter in method.parameters]
         self._keyword_only = [parameter.name for parameter in method.parameters if parameter.keyword_only]
         self._request, self._response = rpc.request, rpc.response
-        self._fields = [
-            compiler.field(name, parameter.node, presence=parameter.default is not MISSING)
-            for name, parameter in zip(field_names(p.name for p in method.parameters), method.parameters, strict=True)
-        ]
-        self._result = compiler.field(field_names(["result"])[0], method.returns)
+        self._fields = compiler.fields(self._names, [(p.node, p.default is not MISSING) for p in method.parameters])
+        (self._result,) = compiler.fields(["result"], [(method.returns, False)])
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """The request. Raises ArgumentError; nothing was sent."""
         message = self._request()
         for parameter, field, given in zip(self.method.parameters, self._fields, self._bound(args, kwargs), strict=True):
-            value = parameter.default if given is MISSING else given
-            if given is MISSING and parameter.node.kind not in _ALWAYS_SENT:
+            if given is MISSING:
                 continue  # the plugin's default
             try:
-                field.write(message, value, 0)
+                field.write(message, given, 0)
             except Exception as error:  # noqa: BLE001  argument_error sorts out what concerns the value
-                raise words.argument_error(self.qualified, parameter.name, canonical(parameter.node), value, error)  # noqa: B904  it has its cause
+                raise words.argument_error(self.qualified, parameter.name, canonical(parameter.node), given, error)  # noqa: B904  it has its cause
         try:
             data: bytes = message.SerializeToString()
         except (EncodeError, ValueError) as error:
@@ -369,9 +391,6 @@ class MethodCodec:
         except Exception as error:  # bad bytes, bad values, what a struct's own constructor raises
             raise RemoteProtocolError(f"{self.qualified}(): the plugin's response is malformed: {_words(error)}") from error
 
-
-# Left out by the caller, these would arrive as empty or None instead of as the default.
-_ALWAYS_SENT = (Kind.LIST, Kind.SEQUENCE, Kind.DICT, Kind.OPTIONAL)
 
 def _words(error: Exception) -> str:
     return f"it holds {error.got}" if isinstance(error, Unfit) else str(error) or type(error).__name__

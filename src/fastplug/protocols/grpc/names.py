@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from google.protobuf.message import Message
 
-__all__ = ["Names", "camel", "enum_members", "field_names", "package_of", "upper_snake"]
+__all__ = ["Names", "camel", "enum_members", "field_names", "package_of", "service_of", "upper_snake"]
 
 
 def _ascii(name: str) -> str:
@@ -25,6 +25,11 @@ def camel(name: str) -> str:
 def upper_snake(name: str) -> str:
     """``LogLevel`` -> ``LOG_LEVEL``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", _ascii(name)).upper()
+
+
+def service_of(interface_name: str) -> str:
+    """``acme.dsp/1`` -> ``Dsp``. Not the class's name: host and plugin may call their classes as they like."""
+    return camel(interface_name.rpartition("/")[0].rpartition(".")[2])
 
 
 def package_of(interface_name: str) -> str:

@@ -14,9 +14,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from fastplug.annotation import MISSING, Kind, TypeNode
 from fastplug.errors import ConfigError
 from fastplug.interfaces import Interface, Method
-from fastplug.protocols.grpc.names import Names, camel, enum_members, field_names, package_of, upper_snake
+from fastplug.protocols.grpc.names import Names, camel, enum_members, field_names, package_of, service_of, upper_snake
 
-__all__ = ["Rpc", "Schema", "is_map_key", "is_scalar", "schema_of"]
+__all__ = ["CLEARED", "Rpc", "Schema", "is_clearable", "is_map_key", "is_scalar", "schema_of"]
 
 _Field = descriptor_pb2.FieldDescriptorProto
 
@@ -49,7 +49,15 @@ _FIXED: dict[Kind, tuple[str, list[tuple[str, int, int]]]] = {
     ),
 }
 
-_CONTAINERS = (Kind.LIST, Kind.SEQUENCE, Kind.DICT, Kind.OPTIONAL)
+# A field with a default that arrives empty takes the default, unless its number is in this field: it was emptied on purpose. So a peer
+# that does not know the field yet leaves the default in place, on this transport as on the others. Just below the numbers that protobuf
+# keeps for itself.
+CLEARED, CLEARED_NUMBER = "cleared", 18999
+
+
+def is_clearable(node: TypeNode) -> bool:
+    """Whether proto cannot tell an absent field of this type from an empty one, or from None."""
+    return node.kind in (Kind.LIST, Kind.SEQUENCE, Kind.DICT, Kind.OPTIONAL)
 
 
 def is_scalar(node: TypeNode) -> bool:
@@ -89,7 +97,7 @@ class _Builder:
     def __init__(self, interface: Interface) -> None:
         package = package_of(interface.name)
         self.file = descriptor_pb2.FileDescriptorProto(syntax="proto3", package=package)
-        service = camel(interface.cls.__name__)
+        service = service_of(interface.name)
         self.file.name = f"{package.replace('.', '/')}/{upper_snake(service).lower()}.proto"
         parts = package.split(".")
         self.file.options.go_package = f"{'/'.join(parts)};{''.join(parts[-2:])}"
@@ -114,9 +122,12 @@ class _Builder:
         return f".{self.file.package}.{name}"
 
     def _fields(self, message: descriptor_pb2.DescriptorProto, names: list[str], nodes: list[tuple[TypeNode, bool]]) -> None:
-        for number, (name, (node, defaulted)) in enumerate(zip(field_names(names), nodes, strict=True), 1):
+        *plain, cleared = field_names([*names, CLEARED])
+        for number, (name, (node, defaulted)) in enumerate(zip(plain, nodes, strict=True), 1):
             field = message.field.add(name=name, number=number)
             self._field(message, field, node, presence=defaulted)
+        if any(defaulted and is_clearable(node) for node, defaulted in nodes):
+            message.field.add(name=cleared, number=CLEARED_NUMBER, label=_Field.LABEL_REPEATED, type=_Field.TYPE_UINT32)
         _add_presence_oneofs(message)
 
     def _field(self, message: descriptor_pb2.DescriptorProto, field: _Field, node: TypeNode, *, presence: bool) -> None:

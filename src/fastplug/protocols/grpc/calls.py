@@ -1,0 +1,100 @@
+"""How calls leave and outcomes come back, so that Ctrl-C can do no harm.
+
+grpcio guards its state with Python locks. KeyboardInterrupt can strike between taking one and the `with` that gives it back, and then no
+call on the channel ever ends. Signals reach the main thread only, so the main thread touches no object of the engine: another
+thread makes its calls, and it waits in a SimpleQueue, which has no such moment. Other threads make theirs themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+from queue import SimpleQueue
+from typing import Any
+
+from fastplug.errors import RpcError
+from fastplug.protocols.grpc.channel import Channel, Code, rpc_error
+
+__all__ = ["Calls"]
+
+# The thread that makes calls has nothing to wait for but its queue.
+JOIN_TIMEOUT_S = 2.0
+
+
+class _Call:
+    """One unary call. ``done`` gets its outcome once: the response, or RpcError."""
+
+    def __init__(self, path: str, request: bytes, timeout_s: float | None, metadata: tuple[tuple[str, str], ...]) -> None:
+        self.done: SimpleQueue[bytes | RpcError] = SimpleQueue()
+        self._path = path
+        self._request = request
+        self._timeout_s = timeout_s
+        self._metadata = metadata
+        self._pending: Any = None  # kept: grpcio cancels a call whose future nobody holds
+
+    def start(self, channel: Channel) -> None:
+        try:
+            made = channel.unary_unary(self._path)
+            self._pending = made.future(self._request, timeout=self._timeout_s, metadata=self._metadata)
+            self._pending.add_done_callback(self._finish)
+        except ValueError as error:  # the channel was closed
+            self.done.put(RpcError(Code.CANCELLED, str(error)))
+
+    def _finish(self, pending: Any) -> None:
+        try:
+            failed = pending.exception()
+            outcome = pending.result() if failed is None else rpc_error(failed)
+        except Exception as error:  # noqa: BLE001  a cancelled future raises its engine's own kind of error
+            outcome = RpcError(Code.CANCELLED, str(error))
+        self.done.put(outcome)
+
+    def cancel(self) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
+
+
+class Calls:
+    """Unary calls over one channel, from any thread. ``metadata`` goes with each."""
+
+    def __init__(self, channel: Channel, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._channel = channel
+        self._metadata = metadata
+        self._posted: SimpleQueue[tuple[_Call, bool] | None] = SimpleQueue()
+        self._maker = threading.Thread(target=self._make, name="fastplug-grpc-calls", daemon=True)
+        self._maker.start()
+
+    def _make(self) -> None:
+        while (posted := self._posted.get()) is not None:
+            call, wanted = posted
+            if wanted:
+                call.start(self._channel)
+            else:
+                call.cancel()
+            del posted, call  # not kept until the next one comes: requests may be large
+
+    def unary(self, path: str, request: bytes, timeout_s: float | None) -> bytes:
+        """The response. Raises RpcError, and KeyboardInterrupt at once; the call is cancelled then."""
+        call = _Call(path, request, timeout_s, self._metadata)
+        if threading.current_thread() is threading.main_thread():
+            self._posted.put((call, True))
+        else:
+            call.start(self._channel)
+        try:
+            outcome = call.done.get()  # ends with the answer, the deadline, the connection, or Ctrl-C
+        except BaseException:
+            self._posted.put((call, False))
+            raise
+        if isinstance(outcome, RpcError):
+            raise outcome
+        return outcome
+
+    def send(self, path: str, request: bytes, timeout_s: float) -> _Call:
+        """Makes a call and waits for nothing. It is cancelled when nobody holds what this returns."""
+        call = _Call(path, request, timeout_s, self._metadata)
+        self._posted.put((call, True))
+        return call
+
+    def close(self) -> None:
+        """Ends the thread; after the channel was closed, so that nobody waits any more. Idempotent."""
+        self._posted.put(None)
+        if threading.current_thread() is not self._maker:
+            self._maker.join(JOIN_TIMEOUT_S)
