@@ -18,7 +18,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from fastplug.api import Spec, client_of, empty, open, proto_of, serve, start  # noqa: A004  the word of the field
+    from fastplug.api import Options, Spec, client_of, empty, open, proto_of, serve, start  # noqa: A004  the word of the field
     from fastplug.client import Client
     from fastplug.config import DEFAULT_HANDSHAKE, ClientConfig, HandshakeConfig, OnHostExit, ServeConfig, Target, Transport
     from fastplug.deadlines import deadline
@@ -74,6 +74,7 @@ __all__ = [
     "InterfacePlugin",
     "LocalProtocolError",
     "OnHostExit",
+    "Options",
     "Plugin",
     "PluginDied",
     "PluginError",
@@ -105,7 +106,7 @@ __all__ = [
 ]
 
 _PLACES = {
-    "fastplug.api": ("Spec", "client_of", "empty", "open", "proto_of", "serve", "start"),
+    "fastplug.api": ("Options", "Spec", "client_of", "empty", "open", "proto_of", "serve", "start"),
     "fastplug.client": ("Client",),
     "fastplug.config": ("DEFAULT_HANDSHAKE", "ClientConfig", "HandshakeConfig", "OnHostExit", "ServeConfig", "Target", "Transport"),
     "fastplug.deadlines": ("deadline",),

@@ -6,13 +6,10 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
 
 from fastplug.config import (
-    CONNECT_TIMEOUT_S,
     DEFAULT_HANDSHAKE,
-    START_TIMEOUT_S,
-    STOP_TIMEOUT_S,
     ClientConfig,
     HandshakeConfig,
     OnHostExit,
@@ -29,88 +26,63 @@ if TYPE_CHECKING:
 
     from fastplug.client import Client
     from fastplug.plugin import PluginSet
+    from fastplug.process.runner import RunnerFactory
 
-__all__ = ["Spec", "client_of", "empty", "open", "proto_of", "serve", "start"]
+__all__ = ["Options", "Spec", "client_of", "empty", "open", "proto_of", "serve", "start"]
 
 T = TypeVar("T")
 
 
-def start(
-    target: Target,
-    *,
-    handshake: HandshakeConfig = DEFAULT_HANDSHAKE,
-    plugins: PluginSet | None = None,
-    versioned_plugins: Mapping[int, PluginSet] | None = None,
-    transport: Transport = "auto",
-    allowed_protocols: Sequence[str] = ("fast", "grpc"),
-    python: str | os.PathLike[str] | None = None,
-    env: Mapping[str, str] | None = None,
-    inherit_env: bool = True,
-    cwd: str | os.PathLike[str] | None = None,
-    name: str | None = None,
-    start_timeout_s: float = START_TIMEOUT_S,
-    connect_timeout_s: float = CONNECT_TIMEOUT_S,
-    stop_timeout_s: float = STOP_TIMEOUT_S,
-    arena_limit_bytes: int | None = None,
-    strict_zero_copy: bool = False,
-    logger: logging.Logger | None = None,
-    runner: Callable[..., Any] | None = None,
-) -> Client:
+class Options(TypedDict, total=False):
+    """What ``start``, ``open`` and ``Spec`` take beside the target: the fields of ClientConfig, where each is described."""
+
+    handshake: HandshakeConfig
+    plugins: PluginSet | None
+    versioned_plugins: Mapping[int, PluginSet] | None
+    transport: Transport
+    allowed_protocols: Sequence[str]
+    python: str | os.PathLike[str] | None
+    env: Mapping[str, str] | None
+    inherit_env: bool
+    cwd: str | os.PathLike[str] | None
+    name: str | None
+    start_timeout_s: float
+    connect_timeout_s: float
+    stop_timeout_s: float
+    arena_limit_bytes: int | None
+    strict_zero_copy: bool
+    logger: logging.Logger | None
+    runner: RunnerFactory | None
+
+
+def start(target: Target, **options: Unpack[Options]) -> Client:
     """Starts a plugin and connects to it; use it with ``with``, or call ``kill()``.
 
     Args:
-        target: a script, an argv, an entry point, a program on PATH, or ``module:Class`` for in-process. All others as in ClientConfig.
+        target: a script, an argv, an entry point, a program on PATH, or ``module:Class`` for in-process.
+        options: fields of ClientConfig by name, such as transport="socket", python=".venv", strict_zero_copy=True.
 
     Raises:
         ConfigError: nothing was started. StartError, HandshakeError and its kin: it was, and has been ended.
     """
     from fastplug.client import Client
 
-    return Client(
-        ClientConfig(
-            target=target, handshake=handshake, plugins=plugins, versioned_plugins=versioned_plugins, transport=transport,
-            allowed_protocols=allowed_protocols, python=python, env=env, inherit_env=inherit_env, cwd=cwd, name=name,
-            start_timeout_s=start_timeout_s, connect_timeout_s=connect_timeout_s, stop_timeout_s=stop_timeout_s,
-            arena_limit_bytes=arena_limit_bytes, strict_zero_copy=strict_zero_copy, logger=logger, runner=runner,
-        )
-    ).start()  # fmt: skip
+    return Client(ClientConfig(target=target, **options)).start()
 
 
 @contextlib.contextmanager
-def open(  # noqa: A001  the word of the field; users write fastplug.open
-    target: Target,
-    iface: Callable[..., T],
-    *,
-    handshake: HandshakeConfig = DEFAULT_HANDSHAKE,
-    transport: Transport = "auto",
-    allowed_protocols: Sequence[str] = ("fast", "grpc"),
-    python: str | os.PathLike[str] | None = None,
-    env: Mapping[str, str] | None = None,
-    inherit_env: bool = True,
-    cwd: str | os.PathLike[str] | None = None,
-    name: str | None = None,
-    start_timeout_s: float = START_TIMEOUT_S,
-    connect_timeout_s: float = CONNECT_TIMEOUT_S,
-    stop_timeout_s: float = STOP_TIMEOUT_S,
-    arena_limit_bytes: int | None = None,
-    strict_zero_copy: bool = False,
-    logger: logging.Logger | None = None,
-    runner: Callable[..., Any] | None = None,
-) -> Iterator[T]:
+def open(target: Target, iface: Callable[..., T], **options: Unpack[Options]) -> Iterator[T]:  # noqa: A001  the word of the field
     """One process, one interface: starts the plugin, gives a handle, ends the plugin with the block.
 
     Args:
         target: as for ``start``.
-        iface: the class with ``@fastplug.interface``. All others as in ClientConfig.
+        iface: the class with ``@fastplug.interface``.
+        options: fields of ClientConfig by name.
 
     Raises:
         What ``start`` raises, and InterfaceMismatch.
     """
-    with start(
-        target, handshake=handshake, transport=transport, allowed_protocols=allowed_protocols, python=python, env=env,
-        inherit_env=inherit_env, cwd=cwd, name=name, start_timeout_s=start_timeout_s, connect_timeout_s=connect_timeout_s,
-        stop_timeout_s=stop_timeout_s, arena_limit_bytes=arena_limit_bytes, strict_zero_copy=strict_zero_copy, logger=logger, runner=runner,
-    ) as client:  # fmt: skip
+    with start(target, **options) as client:
         yield client.dispense(iface)
 
 
@@ -206,7 +178,7 @@ class Spec(Generic[T]):
 
     target: Target
     iface: Callable[..., T]
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Options = dataclasses.field(default_factory=Options)
 
     def open(self) -> contextlib.AbstractContextManager[T]:
         """``fastplug.open`` with what this says."""
