@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 import pytest
 from tests.source import tree
@@ -78,6 +79,13 @@ def edges(*, for_types: bool = True) -> list[tuple[str, str, str]]:
 def test_every_module_is_in_the_table() -> None:
     strangers = sorted({module for module in KNOWN if room(module) not in RANK})
     assert not strangers, f"in no layer of LAYERS: {strangers}"
+
+
+def test_the_design_shows_this_table() -> None:
+    text = (tree.ROOT / "docs" / "design.md").read_text().partition("## Layers")[2].partition("\n## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "`" in line]
+    shown = [{name.strip("/") for name in re.findall(r"`([\w/]+)`", row)} for row in reversed(rows)]
+    assert shown == [{room or "__init__" for room in rooms} for rooms in LAYERS]
 
 
 def test_imports_point_down_only() -> None:
