@@ -21,6 +21,7 @@ from fastplug.process.runner import Runner
 from fastplug.process.stderr import OutputPump
 from fastplug.process.target import Command
 from fastplug.process.warden import warden
+from fastplug.shm._segment import available
 
 __all__ = ["Launch"]
 
@@ -59,8 +60,10 @@ class Launch:
     def _make_offer(self) -> Offer | None:
         if self._plugin_socket is None:
             return None
-        wanted = self.config.transport
-        return Offer(os.getpid(), self._plugin_socket.fileno(), transports=("shm", "socket") if wanted == "auto" else (wanted,))
+        wanted: tuple[str, ...] = (self.config.transport,)
+        if self.config.transport == "auto":
+            wanted = ("shm", "socket") if available() else ("socket",)
+        return Offer(os.getpid(), self._plugin_socket.fileno(), transports=wanted)
 
     def _make_runner(self, command: Command) -> Runner:
         config = self.config
@@ -84,7 +87,7 @@ class Launch:
         """Starts the process, watched by the warden and with its stderr drained. Raises StartError, ConfigError; nothing is left then."""
         try:
             self.runner.start()
-            warden.watch(self.runner)
+            warden.watch(self.runner, self.socket_dir)
             self.output = OutputPump(self.name, self.runner.stderr)
         except BaseException:
             warden.forget(self.runner)

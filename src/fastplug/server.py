@@ -25,6 +25,7 @@ from fastplug.plugin import InterfacePlugin, PluginSet, served_interfaces
 from fastplug.process.stdio import PluginStdio
 from fastplug.process.terminal import enable_debuggers
 from fastplug.protocol import PluginContext, ServerProtocol, protocol_named
+from fastplug.shm._segment import available
 from fastplug.shm.watcher import watcher
 
 __all__ = ["serve_config", "served_plugins"]
@@ -130,8 +131,8 @@ def _make_server(
 
 
 def _transports() -> tuple[str, ...]:
-    """What this system can do: shared memory needs memfds, seals and futexes."""
-    return ("shm", "socket") if hasattr(os, "memfd_create") else ("socket",)
+    """What this process can do."""
+    return ("shm", "socket") if available() else ("socket",)
 
 
 def _control_socket(offer: Offer | None) -> socket.socket | None:

@@ -10,6 +10,7 @@ ALLOCATION_STEP_BYTES: Final[int]
 ALLOCATION_TRIES: Final[int]
 
 def live() -> int: ...
+def available() -> bool: ...
 
 @disjoint_base
 class Segment:

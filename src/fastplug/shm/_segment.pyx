@@ -56,6 +56,15 @@ def live() -> int:
     return _live
 
 
+def available() -> bool:
+    """Can this process make shared memory (memfds, seals, room for them)? Tried, not guessed: a sandbox may forbid what the kernel knows."""
+    try:
+        Segment.create(PAGE_BYTES, "fastplug-probe")
+    except (ArenaExhausted, OSError):
+        return False
+    return True
+
+
 cdef class Segment:
     """A mapped memory segment. Unmapped when the last object that uses it is gone: arrays keep it alive through their leases."""
 
