@@ -8,15 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fastplug
 from tests.plugins.sums_api import Sums
+
+import fastplug
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "tests" / "plugins"
 ENV = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(fastplug.__file__).parents[1])])}
 
 HOST = """
-import resource, fastplug
+import resource, tempfile, fastplug
+tempfile.gettempdir()                                   # it tries by writing, which the limit forbids, too
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))      # no memfd can be given a size any more
 from tests.plugins.sums_api import Sums
 with fastplug.open({plugin!r}, Sums) as sums:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import fastplug
 from tests.plugins.sums_api import Sums
+
+import fastplug
 
 
 class PlainSums(Sums):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import resource
 
-import fastplug
 from tests.plugins.sums_plugin import PlainSums
+
+import fastplug
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
