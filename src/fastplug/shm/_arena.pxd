@@ -19,7 +19,7 @@ cdef class Block:
     cdef readonly uint64_t offset
     cdef readonly uint64_t bytes
     cdef int size_class
-    cdef int64_t local                  # local leases: arrays of this process over it
+    cdef int64_t local                  # local leases: arrays of this process over it, and messages under way that name it
     cdef list loans                     # Loan per peer that ever had it
     cdef uint64_t lent_at               # arena clock when it was last taken
     cdef bint queued                    # in the free list or the lent queue
@@ -52,6 +52,7 @@ cdef class Ledger:
     cdef Loan loan(self, Block block)
     cdef Loan at(self, uint64_t slot)
     cdef int _forget(self, Loan loan) except -1
+    cdef int _forget_idle(self) except -1
     cdef int tell(self, Block block) except -1
 
 
@@ -76,7 +77,8 @@ cdef class Arena:
     cdef list ledgers
     cdef object await_room              # callable(bytes) or None
     cdef dict retiring                  # id -> [bytes, ledgers that have not answered]
-    cdef Block take(self, uint64_t bytes)               # local = 0; ArenaExhausted
+    cdef Block take(self, uint64_t bytes)               # with one local lease, the caller's; ArenaExhausted
+    cdef int let_go(self, Block block) except -1        # the end of a local lease
     cdef int settle(self, Block block) except -1        # a local lease ended, or the block was named: put it where it belongs
     cdef Block _recycle(self, int size_class)
     cdef Block _cut(self, int size_class)

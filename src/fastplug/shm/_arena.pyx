@@ -105,9 +105,7 @@ cdef class OwnLease:
 
     def __dealloc__(self):
         if self.block is not None and fp_is_home(self.mark):
-            self.block.local -= 1
-            if self.block.local == 0:
-                self.block.arena.settle(self.block)
+            self.block.arena.let_go(self.block)
 
 
 cdef OwnLease own_lease(Block block):
@@ -163,6 +161,8 @@ cdef class Ledger:
         for loan in block.loans:
             if loan.ledger is self:
                 return loan
+        if not self.free_slots and <uint64_t>len(self.loans) == self.slots:
+            self._forget_idle()
         if self.free_slots:
             slot = self.free_slots.pop()
         elif <uint64_t>len(self.loans) < self.slots:
@@ -195,6 +195,15 @@ cdef class Ledger:
         self.loans[loan.slot] = None
         self.retired_counts[loan.slot] = loan.sent
         self.free_slots.append(loan.slot)
+        return 0
+
+    cdef int _forget_idle(self) except -1:
+        """All slots are in use: those of blocks that the peer has given back are free for others."""
+        cdef Loan loan
+        for loan in list(self.loans):
+            if loan is not None and not loan.out() and not loan.block.local:
+                loan.block.loans.remove(loan)
+                self._forget(loan)
         return 0
 
     def close(self) -> None:
@@ -255,7 +264,14 @@ cdef class Arena:
             block = self._cut(size_class)
         self.clock += 1
         block.lent_at = self.clock
+        block.local = 1                 # what is taken and not yet lent must not look idle to whoever needs room
         return block
+
+    cdef int let_go(self, Block block) except -1:
+        block.local -= 1
+        if block.local == 0:
+            self.settle(block)
+        return 0
 
     cdef Block _recycle(self, int size_class):
         """A block of the class that nobody has any more: the last one freed, since its memory is warm, or one that came back meanwhile."""
@@ -413,7 +429,10 @@ cdef class Arena:
     def allocate(self, bytes: int) -> OwnLease:
         """A block for ``bytes`` bytes, as a lease: its memory is free again when the lease and all loans are gone. Raises ArenaExhausted."""
         cdef Block block = self.take(max(bytes, 1))
-        return own_lease(block)
+        try:
+            return own_lease(block)
+        finally:
+            self.let_go(block)
 
     def close(self) -> None:
         """Nothing is taken from it any more: each segment goes with the last array over it."""

@@ -392,7 +392,7 @@ cdef class ArenaArrays(_Described):
         try:
             _copy_to(block.segment.base + block.offset, array, order)
         except BaseException:
-            self.port.arena.settle(block)
+            self.port.arena.let_go(block)
             raise
         if not self.port.lend_taken(block, &place.slot):
             raise ArenaExhausted(f"{self.port.ledger.peer} holds all {self.port.ledger.slots} leases that it has room for; let it drop arrays")

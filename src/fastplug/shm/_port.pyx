@@ -66,19 +66,17 @@ cdef class ArenaPort(ArrayPort):
             self.ledger.tell(block)
             loan.told = True
         self.lending.append(loan)
+        block.local += 1                # until commit: another thread may drop the array meanwhile
         self.named += 1
         slot[0] = loan.slot
         return 1
 
     cdef int lend_taken(self, Block block, uint32_t* slot) except -1:
-        """As ``lend``, for a block that was taken for this payload: it goes back when it cannot be lent."""
-        cdef int lent = 0
+        """As ``lend``, for a block that was taken for this payload: nobody else has a lease of it."""
         try:
-            lent = self.lend(block, slot)
+            return self.lend(block, slot)
         finally:
-            if not lent:
-                self.arena.settle(block)
-        return lent
+            self.arena.let_go(block)
 
     cdef int commit(self) except -1:
         cdef Loan loan
@@ -88,7 +86,7 @@ cdef class ArenaPort(ArrayPort):
             for loan in self.lending:
                 loan.sent += 1
             for loan in self.lending:
-                self.arena.settle(loan.block)
+                self.arena.let_go(loan.block)
             self.committed, self.lending = self.lending, self.committed
             self.named = 0
             if FP_DEBUG:
@@ -98,7 +96,7 @@ cdef class ArenaPort(ArrayPort):
     cdef int rollback(self) except -1:
         cdef Loan loan
         for loan in self.lending:
-            self.arena.settle(loan.block)
+            self.arena.let_go(loan.block)
         self.lending.clear()
         self.named = 0
         self.lane.forget_unsent()
