@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from typing import Any
 
+from fastplug._wire import MethodCodec
 from fastplug.errors import RemoteProtocolError
+from fastplug.interfaces import Interface
+from fastplug.protocols._call import Caller, Remote, Server
 from fastplug.shm import _lane
 from fastplug.shm._arena import TABLE_SLOTS, Arena, Ledger
 from fastplug.shm._borrowed import Borrowed
 from fastplug.shm._lane import Lane
 from fastplug.shm._port import ArenaPort
 from fastplug.shm._segment import Segment
+from fastplug.shm.watcher import wake_until_awake
 
 RING_BYTES = _lane.MIN_RING_BYTES
 HEADER_BYTES = 32
@@ -39,18 +45,26 @@ class End:
     port: ArenaPort
     ledger: Ledger
 
-    def __init__(self, name: str, *, limit_bytes: int = 64 << 20, first_bytes: int = 1 << 20, slots: int = TABLE_SLOTS) -> None:
+    def __init__(
+        self, name: str, *, limit_bytes: int = 64 << 20, first_bytes: int = 1 << 20, slots: int = TABLE_SLOTS, arena: Arena | None = None
+    ) -> None:
         self.name = name
-        self.arena = Arena(limit_bytes, first_bytes)
+        self.arena = arena or Arena(limit_bytes, first_bytes)
         self.borrowed = Borrowed(name, self._missing)
         self.slots = slots
         self.table = self.borrowed.make_table(slots)
         self.segment = _lane.create_segment(RING_BYTES)
-        self.asked_for: list[int] = []
         self.answers_retire = True
+        self.on_missing: Callable[[int], None] | None = None  # None: segments are announced at once
+        self.announced: dict[int, Segment] = {}
 
     def _missing(self, segment_id: int) -> None:
-        self.asked_for.append(segment_id)
+        """A frame names a segment that is not mapped yet: what was announced is read now."""
+        if self.on_missing is not None:
+            self.on_missing(segment_id)
+        waiting, self.announced = self.announced, {}
+        for announced_id, segment in waiting.items():
+            self.borrowed.add_segment(announced_id, segment)
 
     def join(self, peer: End, *, strict: bool = False) -> None:
         self.peer = peer
@@ -63,15 +77,22 @@ class End:
 
     def _announce(self, segment_id: int, segment: Segment | None) -> None:
         if segment is not None:
-            self.peer.borrowed.add_segment(segment_id, attached(segment))
+            if self.peer.on_missing is None:
+                self.peer.borrowed.add_segment(segment_id, attached(segment))
+            else:
+                self.peer.announced[segment_id] = attached(segment)
             return
         if not self.peer.borrowed.drop_segment(segment_id):
             raise RemoteProtocolError(f"segment {segment_id} was never announced")
         if self.answers_retire:
             self.arena.retired(segment_id, self.ledger)
 
-    def lost(self, method: str | None) -> Exception:
-        return EOFError(method)
+    def leave(self) -> None:
+        """The peer is gone, for this end."""
+        self.lane.peer_gone()
+        self.ledger.close()
+        self.port.close()
+        self.borrowed.close()
 
     def in_use(self) -> dict[str, Any]:
         """What is lent or held at this moment; zeros when all came back."""
@@ -88,3 +109,33 @@ def two_ends(*, strict: bool = False, **sizes: int) -> tuple[End, End]:
     host.join(plugin, strict=strict)
     plugin.join(host, strict=strict)
     return host, plugin
+
+
+class Called:
+    """Calls from one end to the other: a Caller here, a Server on a thread of its own."""
+
+    def __init__(self, host: End, plugin: End, interface: Interface, implementation: object) -> None:
+        self.caller = Caller(host.lane, host.port, self._lost)
+        codecs = [MethodCodec(interface.name, method) for method in interface.methods]
+        handlers: list[tuple[MethodCodec, Callable[..., Any] | None]] = [(codec, getattr(implementation, codec.name)) for codec in codecs]
+        self.server = Server(plugin.lane, plugin.port, [handlers])
+        self.methods = {
+            codec.name: Remote(self.caller, codec, 0, index, None, method.signature)
+            for index, (codec, method) in enumerate(zip(codecs, interface.methods, strict=True))
+        }
+        self._plugin = plugin
+        self._thread = threading.Thread(target=self.server.run)
+        self._thread.start()
+
+    def __getattr__(self, name: str) -> Remote:
+        return self.methods[name]
+
+    def _lost(self, method: str | None) -> Exception:
+        return ConnectionError(method)
+
+    def end(self) -> None:
+        """The server finishes what it has."""
+        self._plugin.lane.finish()
+        wake_until_awake(self._plugin.lane)
+        self._thread.join(SOON_S)
+        assert not self._thread.is_alive()
