@@ -145,10 +145,10 @@ class Launch:
         if any(COOKIE_REFUSED in line for line in tail):
             key = self.config.handshake.magic_cookie_key
             parts.append(f"The plugin refused the magic cookie: host and plugin need the same HandshakeConfig (here {key}=...).")
-        if returncode is not None:
-            parts.append(f"It ended with exit code {returncode}." if returncode >= 0 else f"It was ended by signal {-returncode}.")
         if isinstance(error, StartError) and not tail:
-            parts.append(self.runner.diagnose())
+            parts.append(self.runner.diagnose())  # which says how it ended, too
+        elif returncode is not None:
+            parts.append(f"It ended with exit code {returncode}." if returncode >= 0 else f"It was ended by signal {-returncode}.")
         if tail:
             parts.append("Its last lines on stderr:\n  " + "\n  ".join(tail))
         if parts and error.args:

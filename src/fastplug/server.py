@@ -44,6 +44,8 @@ def served_plugins(implementations: tuple[Any, ...], interfaces: tuple[Any, ...]
 
     plugins: dict[str, InterfacePlugin[Any]] = {}
     for implementation in implementations:
+        if isinstance(implementation, type):
+            raise ConfigError(f"serve() takes an implementation, not its class: serve({implementation.__qualname__}())")
         found = [interface_of(iface) for iface in interfaces] or interfaces_of(implementation)
         if not found:
             raise ConfigError(

@@ -222,7 +222,7 @@ def _script_findings(program: Path, argv: Sequence[str], cwd: str | None) -> Ite
 def _ending(returncode: int) -> str:
     if returncode >= 0:
         hint = _EXIT_HINTS.get(returncode)
-        return f"It ended with exit code {returncode}" + (f": {hint}." if hint else ".")
+        return f"It ended with exit code {returncode}" + (f": {hint}" if hint else "") + ("" if hint and hint.endswith("?") else ".")
     try:
         name = signal.Signals(-returncode)
     except ValueError:
