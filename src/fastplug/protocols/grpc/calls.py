@@ -45,11 +45,13 @@ class _Call:
             outcome = pending.result() if failed is None else rpc_error(failed)
         except Exception as error:  # noqa: BLE001  a cancelled future raises its engine's own kind of error
             outcome = RpcError(Code.CANCELLED, str(error))
+        self._pending = None  # before the caller wakes: its finalizer takes grpcio's locks, too, and must not run on the main thread
         self.done.put(outcome)
 
     def cancel(self) -> None:
-        if self._pending is not None:
-            self._pending.cancel()
+        pending = self._pending
+        if pending is not None:
+            pending.cancel()
 
 
 class Calls:
