@@ -114,7 +114,8 @@ class Launch:
         ]
         choice = accept(line, versions=self.config.offered_versions(), allowed_protocols=allowed, offer=self.offer)
         assert self.output is not None
-        self.output.drain(self.runner.stdout, reader.rest)
+        before = "".join(f"{line}\n" for line in reader.skipped)  # PYTHONUNBUFFERED flushes every print()
+        self.output.drain(self.runner.stdout, before.encode("utf-8", "surrogateescape") + reader.rest)
         return line, choice
 
     def _read_line(self, reader: LineReader) -> HandshakeLine:
