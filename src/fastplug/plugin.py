@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastplug.errors import ConfigError
@@ -11,7 +12,7 @@ from fastplug.errors import ConfigError
 if TYPE_CHECKING:
     from fastplug.interfaces import Interface
 
-__all__ = ["InterfacePlugin", "Plugin", "PluginSet", "served_interfaces"]
+__all__ = ["InterfacePlugin", "Plugin", "PluginSet", "served_interfaces", "set_up"]
 
 T = TypeVar("T")
 
@@ -66,3 +67,13 @@ def served_interfaces(plugins: PluginSet) -> list[tuple[Interface, Any]]:
         check_implementation(plugin.implementation, interface)
         found[interface.name] = (interface, plugin.implementation)
     return list(found.values())
+
+
+@contextlib.contextmanager
+def set_up(served: Sequence[tuple[Interface, Any]]) -> Iterator[None]:
+    """Enters each implementation that is a context manager, once, and leaves them in the end: the hooks for set-up and tear-down."""
+    with contextlib.ExitStack() as stack:
+        for implementation in {id(one): one for _, one in served}.values():
+            if hasattr(type(implementation), "__enter__") and hasattr(type(implementation), "__exit__"):
+                stack.enter_context(implementation)
+        yield

@@ -21,7 +21,7 @@ from fastplug.handshake.environment import Choice, Offer, PluginEnvironment, hon
 from fastplug.handshake.line import HandshakeLine
 from fastplug.handshake.negotiation import choose_version, cookie_refusal
 from fastplug.interfaces import Interface
-from fastplug.plugin import InterfacePlugin, PluginSet, served_interfaces
+from fastplug.plugin import InterfacePlugin, PluginSet, served_interfaces, set_up
 from fastplug.process.stdio import PluginStdio
 from fastplug.process.terminal import enable_debuggers
 from fastplug.protocol import PluginContext, ServerProtocol, protocol_named
@@ -82,10 +82,7 @@ def serve_config(config: ServeConfig) -> None:
         stdio = PluginStdio(environment.log_level)
         stack.callback(stdio.close)
         stack.callback(enable_debuggers())
-        for implementation in _distinct(served):
-            # set-up and tear-down hooks: an implementation that is a context manager is entered before the line is printed
-            if hasattr(type(implementation), "__enter__") and hasattr(type(implementation), "__exit__"):
-                stack.enter_context(implementation)
+        stack.enter_context(set_up(served))  # before the line is printed
         server, name = _make_server(config, environment, versions[version], served)
         stack.callback(server.close)
         line = HandshakeLine(version, server.network, server.address, name, multiplex=False if environment.multiplex else None)
@@ -103,11 +100,6 @@ def _started_by_hand(config: ServeConfig) -> str:
         names = ""
     script = Path(sys.argv[0]).name or "this file"
     return f"\nIt serves {names or 'nothing'}. From Python: fastplug.open({script!r}, YourInterface)\n"
-
-
-def _distinct(served: list[tuple[Interface, Any]]) -> list[Any]:
-    found: dict[int, Any] = {id(implementation): implementation for _, implementation in served}
-    return list(found.values())
 
 
 def _make_server(

@@ -86,8 +86,9 @@ def _face(method: Method) -> Callable[..., Any]:
 def _with_self(method: Method) -> Any:
     import inspect
 
-    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     rest = list(method.signature.parameters.values())
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    own = inspect.Parameter("self", min([kind, *(parameter.kind for parameter in rest)]))  # nothing positional-only may follow
     return method.signature.replace(parameters=[own, *rest])
 
 

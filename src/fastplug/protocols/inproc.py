@@ -6,6 +6,7 @@ Values are copied through the codec as everywhere else, arrays too: what a handl
 from __future__ import annotations
 
 import importlib
+import logging
 import operator
 import queue
 import threading
@@ -14,9 +15,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastplug._wire import PyLink
-from fastplug.errors import ConfigError, DeadlineExceeded, StartError
+from fastplug.errors import ConfigError, DeadlineExceeded, HandshakeTimeout, StartError
 from fastplug.interfaces import interfaces_of
-from fastplug.plugin import InterfacePlugin, served_interfaces
+from fastplug.plugin import InterfacePlugin, served_interfaces, set_up
 from fastplug.protocol import HostContext, PluginContext, Protocol, ServerProtocol
 from fastplug.protocols._call import Caller, DeferredPort, Server
 from fastplug.protocols.offering import announced, dispensed, handlers
@@ -36,6 +37,8 @@ SLICE_S = 0.1
 STOP_TIMEOUT_S = 2.0
 
 Frame = bytes
+
+_log = logging.getLogger("fastplug.inproc")
 
 
 class QueueLink(PyLink):
@@ -112,16 +115,39 @@ class InprocClient:
         self._link, self._far = QueueLink(to_host, to_plugin), QueueLink(to_plugin, to_host)
         self._caller = Caller(self._link, DeferredPort(context.config.strict_zero_copy), context.lost)
         self._server = Server(self._far, DeferredPort(), handlers(context.implementations))
+        self._ready = threading.Event()
+        self._refusal: BaseException | None = None
         self._thread = threading.Thread(
             target=self._serve, args=(context.implementations,), name=f"fastplug plugin {context.name}", daemon=True
         )
         self._thread.start()
         self._closed = False
+        self._await_set_up(context)
+
+    def _await_set_up(self, context: HostContext) -> None:
+        """As a process prints its line after its implementation was set up. Raises StartError, HandshakeTimeout."""
+        if not self._ready.wait(context.config.start_timeout_s):
+            self.close()
+            raise HandshakeTimeout(
+                f"the implementation of {context.name!r} was not set up within {context.config.start_timeout_s:g} s. "
+                "A slow __enter__ needs a larger start_timeout_s."
+            )
+        if self._refusal is not None:
+            self.close()
+            told = f"{type(self._refusal).__name__}: {self._refusal}"
+            raise StartError(f"the implementation of {context.name!r} could not be set up: {told}") from self._refusal
 
     def _serve(self, served: Sequence[tuple[Interface, Any]]) -> None:
         try:
-            self._server.run()
+            with set_up(served):
+                self._ready.set()
+                self._server.run()
+        except BaseException as error:  # noqa: BLE001  start() raises it; after that, __exit__ may have raised, and nobody waits for it
+            if self._ready.is_set():
+                _log.exception("the implementation of %r could not be torn down", self._context.name)
+            self._refusal = error
         finally:
+            self._ready.set()
             self._link.peer_gone()
 
     def dispense(self, interface: Interface) -> Any:
