@@ -44,6 +44,8 @@ REAP_TIMEOUT_S = 1.0
 # What it said last is in the pipe already when it has ended; a logging handler that hangs must not hang the error.
 SETTLE_TIMEOUT_S = 0.5
 PUMP_STOP_TIMEOUT_S = 1.0
+# kill() while another thread starts: that one sees the end of the streams at once, and then they may be closed.
+CONNECT_END_TIMEOUT_S = 2.0
 # The sum of what _release waits for at most, and the watcher's own bound.
 RELEASE_TIMEOUT_S = 10.0
 
@@ -80,6 +82,8 @@ class Client:
         self._ending: tuple[int | None, tuple[str, ...]] = (None, ())
         self._launched = threading.Event()  # there is a process, or there will be none
         self._socket_dir: str | None = None
+        self._connected_or_not = threading.Event()  # nobody reads the process's first words
+        self._connected_or_not.set()
         self._releasing = False
         self._released = threading.Event()
         self._failure: PluginError | None = None
@@ -170,18 +174,35 @@ class Client:
                 f"transport must be 'auto' or 'inproc', not {self.config.transport!r}"
             )
         served = load(target.module, target.attribute)
-        self._feed(Event.START_REQUESTED)
+        self._request_start()
         self._feed(Event.PROCESS_STARTED)
         self._launched.set()
         context = HostContext(config=self.config, name=self.name, lost=self._lost, implementations=served)
         self._plugins = self.config.offered_versions()[self.config.handshake.protocol_version]
-        self._adopt(protocol_named("inproc").connect(context))
+        try:
+            protocol = protocol_named("inproc").connect(context)
+        except BaseException:
+            self._feed(Event.KILL_REQUESTED)
+            self._drive()
+            raise
+        self._adopt(protocol)
+
+    def _request_start(self) -> None:
+        with self._lock:
+            if self._killed:
+                raise self._killed_meanwhile()
+            self._life.feed(Event.START_REQUESTED, time.monotonic())
 
     def _start_process(self, command: Command) -> None:
-        launch = Launch(self.config, command, self.name)
+        self._request_start()
+        try:
+            launch = Launch(self.config, command, self.name)
+        except BaseException:
+            self._launched.set()
+            self._feed(Event.START_FAILED)
+            raise
         self._socket_dir = launch.socket_dir
         try:
-            self._feed(Event.START_REQUESTED)
             try:
                 launch.start()
             except BaseException:
@@ -193,10 +214,14 @@ class Client:
             finally:
                 self._launched.set()
             try:
-                self._connect(launch)
+                self._connected_or_not.clear()
+                try:
+                    self._connect(launch)
+                finally:
+                    self._connected_or_not.set()
             except BaseException as error:
                 self._refuse(error, launch)
-                if self._killed and isinstance(error, PluginError):
+                if self._killed and isinstance(error, Exception):
                     raise self._killed_meanwhile() from error
                 raise
         finally:
@@ -333,6 +358,7 @@ class Client:
                 return
             self._releasing = True
         runner, output, protocol = self._runner, self._output, self._protocol
+        self._connected_or_not.wait(CONNECT_END_TIMEOUT_S)
         if runner is not None:
             runner.wait(0)
             if output is not None:

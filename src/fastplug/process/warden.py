@@ -47,7 +47,7 @@ class Warden:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._plugins: dict[int, _Watched] = {}
+        self._plugins: dict[int, tuple[_Watched, str]] = {}
         self._process: Child | None = None
         self._lifeline: socket.socket | None = None
 
@@ -56,8 +56,8 @@ class Warden:
         """The pid of the warden process; None while there is none."""
         return None if self._process is None else self._process.pid
 
-    def watch(self, runner: _Watched) -> None:
-        """Have ``runner``'s process and all that belongs to it killed within 2 s after this process was.
+    def watch(self, runner: _Watched, directory: str = "") -> None:
+        """Have ``runner``'s process and all that belongs to it killed within 2 s after this process was, and ``directory`` removed.
 
         A warden that somebody killed is replaced here, and the new one told of all plugins.
 
@@ -66,9 +66,9 @@ class Warden:
         if runner.pid is None or runner.pidfd is None:
             return
         with self._lock:
-            self._plugins[runner.pid] = runner
+            self._plugins[runner.pid] = (runner, directory)
             try:
-                if self._process is None or self._process.wait(0) or not self._send_watch(runner):
+                if self._process is None or self._process.wait(0) or not self._send_watch(runner, directory):
                     self._replace()
             except BaseException:
                 self._drop(runner.pid)
@@ -89,7 +89,7 @@ class Warden:
     def _replace(self) -> None:
         self._stop(by_force=True)
         self._start()
-        if not all(self._send_watch(runner) for runner in self._plugins.values()) or not self._is_ready():
+        if not all(self._send_watch(*watched) for watched in self._plugins.values()) or not self._is_ready():
             self._stop(by_force=True)
             raise StartError(
                 "the warden process, which ends plugins when their host is killed, did not start: "
@@ -134,15 +134,15 @@ class Warden:
         finally:
             self._lifeline.settimeout(SEND_TIMEOUT_S)
 
-    def _send_watch(self, runner: _Watched) -> bool:
-        return self._send(f"watch {runner.pid}", runner.pidfd)
+    def _send_watch(self, runner: _Watched, directory: str) -> bool:
+        return self._send(f"watch {runner.pid} {directory}".rstrip(" "), runner.pidfd)
 
     def _send(self, message: str, fd: int | None = None) -> bool:
         """Returns False when the warden does not take messages any more."""
         if self._lifeline is None:
             return False
         try:
-            socket.send_fds(self._lifeline, [message.encode()], [] if fd is None else [fd])
+            socket.send_fds(self._lifeline, [os.fsencode(message)], [] if fd is None else [fd])
         except OSError:  # it was killed, or is stopped and takes nothing
             return False
         return True

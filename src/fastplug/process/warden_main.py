@@ -2,8 +2,9 @@
 
 LIFELINE is a SOCK_SEQPACKET socket, the other end of which the host holds; HOST a pidfd of the host. Messages of the host:
 
-    watch <pid>     a plugin and leader of its process group, with a pidfd of it (SCM_RIGHTS) unless none was to be had
-    forget <pid>    the host has ended this one itself
+    watch <pid> [<directory>]   a plugin and leader of its process group, with a pidfd of it (SCM_RIGHTS) unless none was to be had;
+                                its sockets are in the directory, and go with it
+    forget <pid>                the host has ended this one itself
 
 The warden answers once, ``ready``. When HOST fires, or the lifeline hangs up, what is still watched is killed, with all that
 belongs to it (see `family`; a grandchild in a session of its own only if its parent lives until then). HOST is needed because a
@@ -11,7 +12,7 @@ forked child of the host keeps the lifeline open; the lifeline, because a host t
 """
 
 # pathlib, socket, signal or typing would double its start-up: 10 ms and 8 MB without them.
-# ruff: noqa: PTH100, PTH120
+# ruff: noqa: PTH100, PTH106, PTH118, PTH120
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ else:  # by path, without the package, whose imports the warden has no use for; 
 
 __all__ = ["main"]
 
-# "watch " and a pid of 20 digits at most
-MESSAGE_BYTES = 64
+# "watch ", a pid of 20 digits at most, and a path (PATH_MAX)
+MESSAGE_BYTES = 64 + 4096
 
 
 def main(lifeline_fd: int, host_pidfd: int) -> None:
@@ -47,7 +48,7 @@ def main(lifeline_fd: int, host_pidfd: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # what ends a host politely must not end its warden first
     lifeline = socket.socket(fileno=lifeline_fd)
     lifeline.send(b"ready")
-    plugins: dict[int, int | None] = {}
+    plugins: dict[int, tuple[int | None, bytes]] = {}
     poller = select.poll()
     poller.register(lifeline_fd, select.POLLIN)
     poller.register(host_pidfd, select.POLLIN)
@@ -56,10 +57,13 @@ def main(lifeline_fd: int, host_pidfd: int) -> None:
         ready = {fd for fd, _ in poller.poll()}
         host_lives = host_pidfd not in ready
         connected = read_messages(lifeline, plugins)  # also after the host's end: it may have registered one just before
-    kill_family({pid for pid, pidfd in plugins.items() if pidfd is None or is_the_same(pid, pidfd)})
+    kill_family({pid for pid, (pidfd, _) in plugins.items() if pidfd is None or is_the_same(pid, pidfd)})
+    for _, directory in plugins.values():
+        if directory:
+            remove(directory)
 
 
-def read_messages(lifeline: socket.socket, plugins: dict[int, int | None]) -> bool:
+def read_messages(lifeline: socket.socket, plugins: dict[int, tuple[int | None, bytes]]) -> bool:
     """Take in what the host has sent; returns whether it may send more."""
     while True:
         try:
@@ -70,13 +74,13 @@ def read_messages(lifeline: socket.socket, plugins: dict[int, int | None]) -> bo
             return False
         if not message:
             return False
-        word, pid = message.split()
+        word, pid, *directory = message.split(b" ", 2)
         fds = [int.from_bytes(data[:4], sys.byteorder) for _, _, data in ancillary if len(data) >= 4]
         old = plugins.pop(int(pid), None)
-        if old is not None:
-            os.close(old)
+        if old is not None and old[0] is not None:
+            os.close(old[0])
         if word == b"watch":
-            plugins[int(pid)] = fds[0] if fds else None
+            plugins[int(pid)] = (fds[0] if fds else None, directory[0] if directory else b"")
 
 
 def is_the_same(pid: int, pidfd: int) -> bool:
@@ -91,6 +95,21 @@ def is_the_same(pid: int, pidfd: int) -> bool:
     except OSError:
         return True  # nobody has the number: a group of that number is its own
     return stat[stat.rfind(b")") + 1 :].split(None, 1)[0] in (b"Z", b"X")
+
+
+def remove(directory: bytes) -> None:
+    """What a killed plugin could not remove itself."""
+    for folder, folders, files in os.walk(directory, topdown=False):
+        for act, names in ((os.unlink, files), (os.rmdir, folders)):
+            for name in names:
+                try:
+                    act(os.path.join(folder, name))
+                except OSError:
+                    pass  # somebody else was faster
+    try:
+        os.rmdir(directory)
+    except OSError:
+        pass  # it is gone already
 
 
 if __name__ == "__main__":
