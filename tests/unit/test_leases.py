@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ class Keeper(Protocol):
     def drop(self, key: int) -> None: ...
     def give(self, key: int) -> Array: ...
     def give_part(self, key: int, start: int, stop: int, step: int) -> Array: ...
-    def give_all(self) -> list[Array]: ...
+    def take_all(self) -> list[Array]: ...
     def make(self, key: int, size: int, seed: int) -> Array: ...
     def echo(self, x: list[Array]) -> list[Array]: ...
     def slow_echo(self, x: Array) -> Array: ...
@@ -63,8 +63,9 @@ class KeeperPlugin:
     def give_part(self, key: int, start: int, stop: int, step: int) -> Array:
         return self.kept[key][start:stop:step]
 
-    def give_all(self) -> list[Array]:
-        return list(self.kept.values())
+    def take_all(self) -> list[Array]:
+        taken, self.kept = self.kept, {}
+        return list(taken.values())
 
     def make(self, key: int, size: int, seed: int) -> Array:
         made = _ndarray.empty(self.end.arena, size, np.float64)
@@ -99,7 +100,7 @@ class Pair:
         self.implementation = KeeperPlugin(self.plugin)
         self.call = Called(self.host, self.plugin, interface_of(Keeper), self.implementation)
 
-    def __enter__(self) -> Pair:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -271,10 +272,8 @@ def test_a_block_that_comes_home_is_held_until_it_is_decoded() -> None:
         home[:] = values(BIG, 1)
         pair.host.on_missing = in_the_middle_of_decoding
         pair.call.keep(1, home)
-        pair.call.keep(2, np.zeros(1))
-        pair.implementation.kept[2] = values(2 * BIG, 2)  # needs a segment that the host does not know yet
-        got = pair.call.give_all()
-        pair.implementation.kept.clear()
+        pair.implementation.kept[2] = values(4 * BIG, 2)  # needs a segment that the host does not know yet
+        got = pair.call.take_all()
         assert looked == [(1, 1)]
         assert np.array_equal(got[0], home)
         assert np.shares_memory(got[0], home)
