@@ -50,6 +50,10 @@ _LEVELS: Final = {
     "fatal": logging.CRITICAL,
 }
 _GO_PREFIX: Final = re.compile(r"\[(TRACE|DEBUG|INFO|WARN|ERROR)\]\s*")
+# hclog has no name for CRITICAL or for a level of one's own: a field beside "@level" says the number.
+_EXACT_LEVEL: Final = "python_level"
+_LEVEL_DIGITS: Final = 4
+
 _BASIC_FORMAT: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL):([\w.\-]+):")
 _WARNING: Final = re.compile(r"\S.{0,400}?:[0-9]{1,9}: \w{0,80}Warning: ")
 _PANIC: Final = re.compile(r"panic: |fatal error: |Fatal Python error: ")
@@ -96,6 +100,7 @@ def _from_json(text: str) -> LogRecordFields | None:
     level = _LEVELS.get(str(members.pop("@level", "info")).strip().lower())
     if level is None:
         return None  # "off" or an unknown one: go-plugin shows such a line verbatim, too
+    level = _exact_level(members.pop(_EXACT_LEVEL, None), level)
     timestamp = _timestamp(members.get("@timestamp"))
     if timestamp is not None:
         del members["@timestamp"]
@@ -112,6 +117,14 @@ def _from_json(text: str) -> LogRecordFields | None:
         fields=members,
         exc_text=exc_text,
     )
+
+
+def _exact_level(value: object, level: int) -> int:
+    """The number that logging has for a level, when it is one that hclog would give the name we were told."""
+    if not isinstance(value, str) or not value.isdecimal() or len(value) > _LEVEL_DIGITS:
+        return level
+    exact = int(value)
+    return exact if _LEVELS[_level_name(exact)] == level else level
 
 
 def _text(value: object) -> str:
@@ -287,6 +300,8 @@ def format_record(record: logging.LogRecord) -> str:
         "@timestamp": _format_timestamp(record.created),
         "@caller": _safely(lambda: f"{record.pathname}:{record.lineno}"),
     }
+    if record.levelno != _LEVELS[texts["@level"]]:
+        texts[_EXACT_LEVEL] = str(record.levelno)[:_LEVEL_DIGITS]
     exception = _safely(lambda: _exception(record))
     if exception:
         texts["exception"] = exception
