@@ -303,7 +303,7 @@ def test_a_missing_dynamic_loader_is_named(tmp_path: Path) -> None:
     [
         ([sys.executable, "/no/such/plugin.py"], "is to run the script /no/such/plugin.py, which does not exist"),
         (["/bin/sh", "-c", "exit 127"], "exit code 127: a shell did not find a command"),
-        (["/bin/sh", "-c", "kill -SEGV $$"], "ended by SIGSEGV: it crashed in native code"),
+        (["/bin/sh", "-c", "kill -SEGV $$"], "ended by signal 11 (SIGSEGV): it crashed in native code"),
         (["/bin/true"], "does it call fastplug.serve()"),
         (["/bin/sh", "-c", "exit 7"], "exit code 7."),
     ],

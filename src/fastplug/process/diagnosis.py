@@ -228,4 +228,4 @@ def _ending(returncode: int) -> str:
     except ValueError:
         return f"It was ended by signal {-returncode}."
     hint = _SIGNAL_HINTS.get(name)
-    return f"It was ended by {name.name}" + (f": {hint}." if hint else ".")
+    return f"It was ended by signal {-returncode} ({name.name})" + (f": {hint}." if hint else ".")
