@@ -7,6 +7,7 @@ or is copied to one), HOME (it lies in a block that the peer lent us, and goes b
 import numpy as np
 
 cimport numpy as cnp
+from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
@@ -469,7 +470,7 @@ def empty(arena, shape, dtype) -> np.ndarray:
         raise ValueError(f"{len(shape)} dimensions; at most {MAX_NDIM}")
     size = descr.itemsize
     for i, n in enumerate(shape):
-        n = n.__index__()
+        n = PyNumber_Index(n)
         if n < 0:
             raise ValueError("negative dimensions are not allowed")
         dims[i] = n
