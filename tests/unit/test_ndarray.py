@@ -1,0 +1,361 @@
+"""Arrays through two ports: every form and layout, and descriptors that lie."""
+
+from __future__ import annotations
+
+import gc
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.test_leases import Keeper, KeeperPlugin
+from tests.unit.two_ends import Called, End, two_ends
+
+from fastplug._wire import Codec, Decoder, Encoder, compile_node
+from fastplug.annotation import Kind, TypeNode
+from fastplug.errors import ArgumentError, RemoteProtocolError
+from fastplug.interfaces import interface_of
+from fastplug.shm import _ndarray
+
+ANY = compile_node(TypeNode(Kind.ARRAY))
+FLOATS = compile_node(TypeNode(Kind.ARRAY, dtype="float64"))
+PLACE = struct.Struct("<IIQ")
+INLINE, LENT, HOME = 0, 1, 2
+DTYPES = ["?", "b", "h", "i", "q", "B", "H", "I", "Q", "e", "f", "d", "g", "F", "D", "G"]
+
+Array = npt.NDArray[Any]
+
+
+class Wires(NamedTuple):
+    """What one side encodes the other decodes."""
+
+    host: End
+    plugin: End
+
+    def encoded(self, value: Array, codec: Codec = FLOATS) -> bytes:
+        return Encoder(self.host.port).encode(codec, value)
+
+    def decoded(self, data: bytes, codec: Codec = FLOATS) -> Array:
+        got: Array = Decoder(self.plugin.port).decode(codec, data)
+        return got
+
+    def home(self, array: Array) -> bytes:
+        """The plugin names what the host lent to it."""
+        return Encoder(self.plugin.port).encode(ANY, array)
+
+
+@pytest.fixture
+def wires() -> Iterator[Wires]:
+    made = Wires(*two_ends())
+    yield made
+    for end in made:
+        end.close()
+
+
+def both_ways(array: Array) -> None:
+    wires = Wires(*two_ends())
+    data = wires.encoded(array, ANY)
+    got = wires.decoded(data, ANY)
+    assert got.dtype == array.dtype
+    assert got.shape == array.shape
+    assert got.tobytes() == array.tobytes()
+    assert not got.flags.writeable
+    assert got.flags.aligned
+    assert (data[1] == INLINE) == (array.nbytes < _ndarray.INLINE_BYTES)
+    if array.flags.f_contiguous and not array.flags.c_contiguous:
+        assert got.flags.f_contiguous
+
+
+@pytest.mark.parametrize("code", DTYPES)
+@pytest.mark.parametrize("size", [0, 1, 5, 5000])
+def test_dtypes(code: str, size: int) -> None:
+    both_ways((np.arange(size) % 100).astype(code))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,) * 32, (40, 50), (2, 3, 400), (1000,)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_shapes(shape: tuple[int, ...], order: Any) -> None:
+    both_ways(np.asarray(np.arange(np.prod(shape, dtype=int), dtype=np.float64).reshape(shape), order=order))
+
+
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=4),
+    st.lists(st.sampled_from([1, -1, 2, -3, 5]), min_size=4, max_size=4),
+    st.booleans(),
+)
+def test_views(shape: list[int], steps: list[int], shared: bool) -> None:
+    """Of ordinary arrays: copied. Of arrays in shared memory: by reference, strides and all."""
+    wires = Wires(*two_ends())
+    whole = np.arange(4096.0).reshape(8, 8, 8, 8)
+    base: Array = _ndarray.empty(wires.host.arena, whole.shape, np.float64) if shared else np.empty(whole.shape)
+    base[...] = whole
+    view = base.transpose(3, 1, 0, 2)[tuple(slice(None, None, step) for step in steps)][tuple(slice(0, n) for n in shape)]
+    before = wires.host.port.copies
+    data = wires.encoded(view)
+    got = wires.decoded(data)
+    assert np.array_equal(got, view)
+    assert wires.host.port.copies == before + (not shared or view.nbytes < _ndarray.INLINE_BYTES)
+    if shared and view.nbytes >= _ndarray.INLINE_BYTES:
+        assert got.strides == view.strides
+
+
+def test_a_broadcast_array_travels_as_it_is(wires: Wires) -> None:
+    row: Array = _ndarray.empty(wires.host.arena, 200, np.float64)
+    row[:] = np.arange(200)
+    got = wires.decoded(wires.encoded(np.broadcast_to(row, (10**6, 200))))
+    assert got.shape == (10**6, 200)
+    assert got.strides == (0, 8)
+    assert np.array_equal(got[-1], row)
+
+
+def test_a_block_comes_home_as_the_same_memory(wires: Wires) -> None:
+    mine: Array = _ndarray.empty(wires.host.arena, (50, 50), np.float64)
+    mine[...] = 7
+    theirs = wires.decoded(wires.encoded(mine))
+    data = wires.home(theirs[::2, 5:])
+    assert data[1] == HOME
+
+
+class Refused(NamedTuple):
+    value: Any
+    why: str
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        Refused([1.0, 2.0], "list"),
+        Refused(None, "None"),
+        Refused(memoryview(b"12345678"), "memoryview"),
+        Refused(np.array([object()]), "Python objects"),
+        Refused(np.array(["text"]), "does not travel"),
+        Refused(np.array([1], "M8[s]"), "does not travel"),
+        Refused(np.zeros(3, [("a", "f8")]), "does not travel"),
+        Refused(np.zeros(3, ">f8"), "foreign byte order"),
+        Refused(np.ma.masked_array([1.0], [True]), "mask would be lost"),
+        Refused(np.zeros(3, "f4"), "nothing is cast"),
+        Refused(np.float64(3), "float64"),
+    ],
+    ids=lambda refused: refused.why,
+)
+def test_what_does_not_travel(wires: Wires, refused: Refused) -> None:
+    with pytest.raises(ArgumentError, match=refused.why):
+        wires.encoded(refused.value)
+
+
+def test_subclasses_travel_as_arrays(wires: Wires) -> None:
+    class Own(np.ndarray):
+        pass
+
+    got = wires.decoded(wires.encoded(np.arange(300.0).view(Own)))
+    assert type(got) is np.ndarray
+
+
+def test_empty() -> None:
+    host, _ = two_ends()
+    assert _ndarray.empty(host.arena, (2, 3), "f4").shape == (2, 3)
+    assert _ndarray.empty(host.arena, np.int64(300), np.complex128).shape == (300,)
+    assert _ndarray.empty(host.arena, (), "f8").shape == ()
+    made = _ndarray.empty(host.arena, (1024, 2), "f4")
+    assert made.flags.writeable
+    assert made.flags.c_contiguous
+    for shape, error in (
+        ((-1,), ValueError),
+        ((1,) * 65, ValueError),
+        ((2**70,), (OverflowError, ValueError, MemoryError)),
+        ("abc", TypeError),
+    ):
+        with pytest.raises(error):
+            _ndarray.empty(host.arena, shape, "f8")  # type: ignore[arg-type]
+    for dtype in ("O", "U3", ">f8", "M8[s]", [("a", "f8")]):
+        with pytest.raises(TypeError, match="do not travel"):
+            _ndarray.empty(host.arena, 3, dtype)
+
+
+def test_readers_of_what_is_not_in_the_arena() -> None:
+    assert _ndarray.readers_of(np.zeros(3)) == 0
+    assert _ndarray.borrowers_of(np.zeros(3)) == []
+
+
+# -- descriptors that lie
+
+
+class Descriptor(NamedTuple):
+    """docs/wire.md, section 4."""
+
+    form: int = LENT
+    kind: int = ord("f")
+    itemsize: int = 8
+    ndim: int = 1
+    order: int = 0
+    zero: int = 0
+    shape: tuple[int, ...] = (1000,)
+    strides: tuple[int, ...] = ()
+    segment: int = 0
+    slot: int = 0
+    offset: int = 0
+
+    def packed(self) -> bytes:
+        head = struct.pack("<BBBBBBH", 0x13, self.form, self.kind, self.itemsize, self.ndim, self.order, self.zero)
+        numbers = struct.pack(f"<{len(self.shape)}Q{len(self.strides)}q", *(n % 2**64 for n in self.shape), *self.strides)
+        return head + numbers + PLACE.pack(self.segment, self.slot, self.offset)
+
+
+SEGMENT_BYTES = 1 << 20
+TOP = 2**63 - 1
+
+
+def test_a_true_descriptor_is_read(wires: Wires) -> None:
+    """So that the refusals below are about the one field that differs."""
+    assert wires.decoded(Descriptor().packed()).shape == (1000,)
+    assert wires.decoded(Descriptor(order=2, strides=(8,)).packed()).shape == (1000,)
+    assert wires.decoded(Descriptor(order=2, strides=(-8,), offset=7992).packed()).shape == (1000,)
+    assert wires.decoded(Descriptor(offset=SEGMENT_BYTES - 8000).packed()).shape == (1000,)
+    assert wires.decoded(Descriptor(shape=(0,), offset=SEGMENT_BYTES).packed()).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        Descriptor(form=3),
+        Descriptor(form=255),
+        Descriptor(form=INLINE, order=2, strides=(8,)),
+        Descriptor(kind=ord("O")),
+        Descriptor(kind=ord("V")),
+        Descriptor(kind=ord("U")),
+        Descriptor(kind=0),
+        Descriptor(kind=ord("i")),
+        Descriptor(itemsize=0),
+        Descriptor(itemsize=4),
+        Descriptor(itemsize=255),
+        Descriptor(ndim=0),
+        Descriptor(ndim=2),
+        Descriptor(ndim=65),
+        Descriptor(ndim=255),
+        Descriptor(order=3),
+        Descriptor(order=255),
+        Descriptor(order=2),
+        Descriptor(zero=1),
+        Descriptor(zero=256),
+        Descriptor(shape=(-1,)),
+        Descriptor(shape=(-(2**63),)),
+        Descriptor(shape=(TOP,)),
+        Descriptor(shape=(2**61,)),
+        Descriptor(shape=(SEGMENT_BYTES // 8 + 1,)),
+        Descriptor(ndim=2, shape=(2**32, 2**32)),
+        Descriptor(ndim=3, shape=(2**22, 2**22, 2**22)),
+        Descriptor(ndim=3, shape=(0, 2**62, 2**62)),
+        Descriptor(ndim=2, shape=(TOP, 0)),
+        Descriptor(order=2, strides=(9 * 1024,)),
+        Descriptor(order=2, strides=(-8,)),
+        Descriptor(order=2, strides=(TOP,)),
+        Descriptor(order=2, strides=(-TOP,)),
+        Descriptor(order=2, strides=(-TOP - 1,)),
+        Descriptor(order=2, ndim=2, shape=(2, 2), strides=(TOP // 2, TOP // 2)),
+        Descriptor(order=2, ndim=2, shape=(2, 2), strides=(-TOP // 2, -TOP // 2)),
+        Descriptor(segment=1),
+        Descriptor(segment=2**31),
+        Descriptor(segment=2**32 - 1),
+        Descriptor(slot=8192),
+        Descriptor(slot=2**32 - 1),
+        Descriptor(offset=SEGMENT_BYTES - 7999),
+        Descriptor(offset=SEGMENT_BYTES + 1),
+        Descriptor(offset=2**63),
+        Descriptor(offset=2**64 - 1),
+        Descriptor(offset=2**64 - 8000),
+        Descriptor(shape=(0,), offset=SEGMENT_BYTES + 1),
+        Descriptor(form=HOME),
+        Descriptor(form=HOME, slot=5),
+        Descriptor(form=HOME, slot=2**32 - 1),
+    ],
+    ids=lambda lie: ",".join(f"{name}={value}" for name, value in lie._asdict().items() if value != getattr(Descriptor(), name)),
+)
+@pytest.mark.parametrize("codec", [FLOATS, ANY], ids=["float64", "any"])
+def test_a_field_that_lies(wires: Wires, lie: Descriptor, codec: Codec) -> None:
+    if codec is ANY and lie in (Descriptor(kind=ord("i")), Descriptor(itemsize=4)):
+        assert wires.decoded(lie.packed(), codec).shape == (1000,), "true where any dtype is declared"
+        return
+    with pytest.raises(RemoteProtocolError):
+        wires.decoded(lie.packed(), codec)
+
+
+def test_every_truncation(wires: Wires) -> None:
+    data = Descriptor(order=2, strides=(8,)).packed()
+    for end in range(len(data)):
+        with pytest.raises(RemoteProtocolError):
+            wires.decoded(data[:end])
+
+
+@pytest.mark.parametrize("count", [0, 7999, 8001, 2**32, 2**63, 2**64 - 1])
+def test_inline_with_another_size(wires: Wires, count: int) -> None:
+    head = Descriptor(form=INLINE).packed()[: -PLACE.size]
+    with pytest.raises(RemoteProtocolError):
+        wires.decoded(head + struct.pack("<Q", count) + bytes(8000))
+
+
+class Lent:
+    """A block of the host that the plugin has, as a frame would name it on its way home."""
+
+    def __init__(self, wires: Wires, array: Array, implementation: KeeperPlugin) -> None:
+        self.wires = wires
+        self.array = array
+        self.implementation = implementation
+        self.home = wires.home(implementation.kept[1])
+
+    def decoded(self, **lie: int) -> Array:
+        segment, slot, offset = PLACE.unpack(self.home[-PLACE.size :])
+        place = {"segment": segment, "slot": slot, "offset": offset} | lie
+        data = self.home[: -PLACE.size] + PLACE.pack(*place.values())
+        got: Array = Decoder(self.wires.host.port).decode(FLOATS, data)
+        return got
+
+
+@pytest.fixture
+def lent(wires: Wires) -> Iterator[Lent]:
+    implementation = KeeperPlugin(wires.plugin)
+    call = Called(wires.host, wires.plugin, interface_of(Keeper), implementation)
+    blocks: list[Array] = [_ndarray.empty(wires.host.arena, 1000, np.float64) for _ in range(3)]
+    for block in blocks:
+        block[:] = 1
+    call.keep(1, blocks[1])
+    call.end()
+    made = Lent(wires, blocks[1], implementation)
+    blocks.clear()
+    yield made
+    implementation.kept.clear()
+    vars(made).clear()
+
+
+def test_home_is_the_owner_s_memory(lent: Lent) -> None:
+    got = lent.decoded()
+    assert np.shares_memory(got, lent.array)
+    assert not got.flags.writeable
+    assert _ndarray.readers_of(lent.array) == 2
+    del got
+    gc.collect()
+    assert _ndarray.readers_of(lent.array) == 1
+
+
+def test_home_that_lies(lent: Lent) -> None:
+    _, slot, offset = PLACE.unpack(lent.home[-PLACE.size :])
+    for lie in (
+        {"segment": 1},
+        {"slot": slot + 1},
+        {"slot": 2**32 - 1},
+        {"offset": offset - 8},
+        {"offset": offset + 8192},
+        {"offset": 0},
+        {"offset": 2**64 - 1},
+    ):
+        with pytest.raises(RemoteProtocolError):
+            lent.decoded(**lie)
+
+
+def test_home_of_what_was_given_back(lent: Lent) -> None:
+    lent.wires.host.ledger.close()
+    with pytest.raises(RemoteProtocolError, match="no block is lent"):
+        lent.decoded()
