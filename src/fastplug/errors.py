@@ -235,8 +235,11 @@ class RemoteError(PluginError):
 
     def __str__(self) -> str:
         where = f" (in {self.method})" if self.method else ""
-        head = f"{self.type_name}: {self.message}{where}"
-        return f"{head}\n\nThe plugin's traceback:\n{self.remote_traceback.rstrip()}" if self.remote_traceback else head
+        # what fastplug says about a result names the method already, and no frame of the plugin's author had a part in it
+        own = self.type_name in _OWN
+        head = self.message if own else f"{self.type_name}: {self.message}{where}"
+        told = self.remote_traceback.rstrip() if not own or "\n  File " in self.remote_traceback else ""
+        return f"{head}\n\nThe plugin's traceback:\n{told}" if told else head
 
 
 # A plugin must not be able to end its host: these come as plain RemoteError, never as a class that also is one of them.
