@@ -6,7 +6,7 @@
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 # Declared there, and meant to be cimported from here.
-from fastplug._wire_buffer cimport MESSAGE_MAX, ArrayPort, Codec, Decoder, Encoder, skip_rest, skip_value
+from fastplug._wire_buffer cimport MESSAGE_MAX, ArrayPort, Codec, Decoder, Encoder, Memory, skip_rest, skip_value
 
 cdef enum:
     HEADER_BYTES = 32
@@ -60,11 +60,14 @@ cdef object decode_error(Decoder dec, str method)               # -> fastplug.er
 
 
 cdef class Link:
-    # A two-way pipe of whole frames with one user on each side. Subclasses: the shared-memory lane; PyLink.
+    # A two-way pipe of whole frames with one user on each side. Subclasses: the shared-memory lane, the socket's; PyLink.
     cdef public Py_ssize_t inline_limit     # a longer payload must be spilled first; 0 when there is no limit
     # Sends one frame. Waits for space at most until `until_ns` (CLOCK_MONOTONIC, 0 = as long as the peer lives).
     # Raises DeadlineExceeded (nothing was sent), PluginDied, Closed, RemoteProtocolError.
     cdef int send(self, FrameHeader* header, const unsigned char* payload, int64_t until_ns) except -1
+    # The same for a payload that is still in its encoder, and for the pieces that it only refers to, when `gathers` says so.
+    cdef readonly bint gathers
+    cdef int send_encoded(self, FrameHeader* header, Encoder enc, int64_t until_ns) except -1
     # Waits for the next frame: 1 with the header filled in and the payload copied to `dec`, 0 when the time is up.
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1
     # The frame received last has been decoded: whoever sent it may let go of the blocks that it names.

@@ -66,6 +66,8 @@ class MethodCodec:
 @disjoint_base
 class Link:
     inline_limit: int
+    @property
+    def gathers(self) -> bool: ...
 
 class PyLink(Link):
     def send_frame(self, frame: bytes, until_s: float | None) -> None: ...

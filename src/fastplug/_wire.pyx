@@ -268,6 +268,9 @@ cdef class Link:
     cdef int send(self, FrameHeader* header, const unsigned char* payload, int64_t until_ns) except -1:
         raise LocalProtocolError(f"{type(self).__name__} does not send")
 
+    cdef int send_encoded(self, FrameHeader* header, Encoder enc, int64_t until_ns) except -1:
+        return self.send(header, enc.data, until_ns)
+
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1:
         raise LocalProtocolError(f"{type(self).__name__} does not receive")
 

@@ -32,22 +32,49 @@ cdef enum:
     DEPTH_MAX = 64
 
 
+cdef enum:
+    PIECES_MAX = 8                  # more large arrays in one message are copied to the payload
+
+cdef struct Piece:
+    Py_ssize_t before               # how much of the payload comes first
+    const unsigned char* data
+    Py_ssize_t bytes
+
+
+@cython.final
+cdef class Memory:
+    # Bytes, uninitialised, that messages lie in. Who has them from a buffer below holds a reference (an array that is a view of them, a
+    # frame on its way), and a buffer whose memory has another owner takes a new one for its next message: nobody sees them change.
+    cdef unsigned char* data
+    cdef Py_ssize_t bytes
+    cdef int resize(self, Py_ssize_t n) except -1
+
+
 @cython.final
 cdef class Encoder:
     # A growing private buffer. reset() before each message; an error leaves it unusable until the next reset().
-    # A message over 1 MiB leaves a large buffer; the reset() after the next small message (or a second one in a row) shrinks it.
-    cdef unsigned char* data
+    cdef Memory memory
+    cdef unsigned char* data            # where the memory starts
     cdef Py_ssize_t size
-    cdef Py_ssize_t capacity
+    cdef Py_ssize_t room                # what `size` may become before grow() has to look
     cdef Py_ssize_t limit               # bytes; a larger message is refused
     cdef int depth
+    cdef int small                      # messages in a row that were small for the memory
+    # Large arrays that are sent from where they lie: only over a Link that gathers. The payload has `size + outside` bytes.
+    cdef bint gathers
+    cdef Py_ssize_t outside
+    cdef int piece_count
+    cdef Piece pieces[PIECES_MAX]
+    cdef list owners                    # of the pieces
     cdef readonly ArrayPort port
-    cdef void reset(self) noexcept
+    cdef int reset(self) except -1
     cdef int grow(self, Py_ssize_t more) except -1
+    cdef void use(self, Memory memory) noexcept
+    cdef bint refer(self, object owner, const void* data, Py_ssize_t n) except -1       # False: copy it instead
+    cdef void let_go(self) noexcept     # of the pieces
     cdef inline unsigned char* take(self, Py_ssize_t n) except NULL:     # n more bytes, uninitialised
         cdef unsigned char* place
-        # Both bounds in one look: the limit can be lower than the capacity.
-        if n > min(self.capacity, self.limit) - self.size:
+        if n > self.room - self.size:
             self.grow(n)
         place = self.data + self.size
         self.size += n
@@ -57,13 +84,18 @@ cdef class Encoder:
 @cython.final
 cdef class Decoder:
     # A private copy of one payload. fill(n) gives the memory to copy it to, and rewinds.
-    cdef unsigned char* data
-    cdef Py_ssize_t size                # of the payload in it
+    cdef Memory memory
+    cdef unsigned char* data            # where the payload starts in it
+    cdef Py_ssize_t size                # of the payload
     cdef Py_ssize_t pos
-    cdef Py_ssize_t capacity
     cdef int depth
+    cdef int small                      # as in Encoder
+    # Where in the payload, modulo 64, the last large array was that did not come to lie aligned. The next payload starts so that one in the
+    # same place does: whoever calls the same method again gets arrays that need no copy.
+    cdef Py_ssize_t phase
     cdef readonly ArrayPort port
     cdef unsigned char* fill(self, Py_ssize_t n) except NULL
+    cdef void adopt(self, Memory memory, unsigned char* data, Py_ssize_t n) noexcept    # the payload is there already
     cdef inline const unsigned char* need(self, Py_ssize_t n) except NULL:      # the next n bytes, or RemoteProtocolError
         cdef const unsigned char* place
         if n > self.size - self.pos:

@@ -2,7 +2,7 @@ from typing import Any, Self, final
 
 from typing_extensions import disjoint_base
 
-__all__ = ["ArrayPort", "Codec", "Decoder", "Encoder", "live"]
+__all__ = ["ArrayPort", "Codec", "Decoder", "Encoder", "Memory", "live"]
 
 @disjoint_base
 class ArrayPort:
@@ -19,6 +19,10 @@ class Codec:
     def cls(self) -> Any: ...
     @property
     def dtype(self) -> str | None: ...
+
+@final
+class Memory:
+    def __new__(cls, size_bytes: int) -> Self: ...
 
 @final
 class Encoder:

@@ -3,29 +3,53 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_New, PyTuple_SET_ITEM
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
 from fastplug import _wire_words as words
 from fastplug._wire_words import Unfit
 from fastplug.errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["ArrayPort", "Codec", "Decoder", "Encoder", "live"]
+__all__ = ["ArrayPort", "Codec", "Decoder", "Encoder", "Memory", "live"]
 
 cdef extern from *:
     """
+    #include <stdlib.h>
+    #include <sys/mman.h>
     #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
     #error "fastplug copies integers to the wire as they lie in memory, and the wire is little-endian"
     #endif
     #define fastplug_count(counter, n) __atomic_add_fetch(&(counter), (n), __ATOMIC_RELAXED)
+
+    /* Large memory comes in huge pages where the kernel has them, as numpy's does: the first touch of small ones takes longer than the copy. */
+    #define FASTPLUG_HUGE_BYTES ((size_t)4 << 20)
+    static void* fastplug_allocate(size_t n) {
+        void* memory;
+        if (n < FASTPLUG_HUGE_BYTES)
+            return malloc(n);
+        if (posix_memalign(&memory, (size_t)2 << 20, n))
+            return NULL;
+    #ifdef MADV_HUGEPAGE
+        madvise(memory, n, MADV_HUGEPAGE);
+    #endif
+        return memory;
+    }
     """
     void fastplug_count(Py_ssize_t counter, int n) noexcept nogil
+    void* fastplug_allocate(size_t n) noexcept nogil
+    Py_ssize_t Py_REFCNT(object)
 
 cdef enum:
     BUFFER_BYTES_FIRST = 512
-    # A buffer that one large message made larger than this shrinks again at the next small one.
+    # Memory larger than KEPT is given back after SMALL_MAX messages in a row that needed less than a quarter of it: to get it anew for each
+    # of several large messages takes longer than to copy them. Larger than KEPT_LONG: after the first such message.
     BUFFER_BYTES_KEPT = 1 << 20
+    BUFFER_BYTES_KEPT_LONG = 256 << 20
+    SMALL_MAX = 16
+    # Larger payloads start where their array will lie aligned, at a line of the cache.
+    PLACED_BYTES = 16 << 10
+    LINE_BYTES = 64
 
 cdef dict TAG_NAMES = {
     Tag.NONE: "None", Tag.FALSE: "bool", Tag.TRUE: "bool", Tag.INT64: "int", Tag.INT: "int", Tag.FLOAT: "float", Tag.COMPLEX: "complex", Tag.STR: "str", Tag.BYTES: "bytes",
@@ -42,48 +66,90 @@ def live():
     return {"encoders": live_encoders, "decoders": live_decoders}
 
 
+cdef class Memory:
+    def __cinit__(self, Py_ssize_t size_bytes):
+        self.data = <unsigned char*>fastplug_allocate(size_bytes)
+        if self.data == NULL:
+            raise MemoryError(f"no memory for a message of {size_bytes} bytes")
+        self.bytes = size_bytes
+
+    def __dealloc__(self):
+        free(self.data)
+
+    cdef int resize(self, Py_ssize_t n) except -1:
+        cdef unsigned char* other = <unsigned char*>realloc(self.data, n)
+        if other == NULL:
+            raise MemoryError(f"no memory for a message of {n} bytes")
+        self.data = other
+        self.bytes = n
+        return 0
+
+
+cdef inline bint too_large(Memory memory, Py_ssize_t needed, int* small) noexcept:
+    if memory.bytes <= BUFFER_BYTES_KEPT:
+        return False
+    small[0] = small[0] + 1 if needed < memory.bytes >> 2 else 0
+    return small[0] >= SMALL_MAX or (small[0] and memory.bytes > BUFFER_BYTES_KEPT_LONG)
+
+
 cdef class Encoder:
     def __cinit__(self, ArrayPort port=None, *, Py_ssize_t limit=MESSAGE_MAX):
         if not 0 < limit <= MESSAGE_MAX:
             raise LocalProtocolError(f"Encoder: limit must be 1..{MESSAGE_MAX} bytes, got {limit}")
-        self.data = <unsigned char*>malloc(BUFFER_BYTES_FIRST)
-        if self.data == NULL:
-            raise MemoryError
-        self.capacity = BUFFER_BYTES_FIRST
         self.limit = limit
+        self.use(Memory(BUFFER_BYTES_FIRST))
         self.port = port
+        self.owners = []
         fastplug_count(live_encoders, 1)
 
     def __dealloc__(self):
         if self.data != NULL:
-            free(self.data)
             fastplug_count(live_encoders, -1)
 
-    cdef void reset(self) noexcept:
-        cdef unsigned char* smaller
-        if self.capacity > BUFFER_BYTES_KEPT and self.size <= BUFFER_BYTES_KEPT:
-            smaller = <unsigned char*>realloc(self.data, BUFFER_BYTES_KEPT)
-            if smaller != NULL:
-                self.data = smaller
-                self.capacity = BUFFER_BYTES_KEPT
+    cdef void use(self, Memory memory) noexcept:
+        self.memory = memory
+        self.data = memory.data
+        self.room = min(memory.bytes, self.limit - self.outside)
+
+    cdef int reset(self) except -1:
+        if self.piece_count:
+            self.let_go()
+        if too_large(self.memory, self.size, &self.small) or Py_REFCNT(self.memory) > 1:
+            self.use(Memory(BUFFER_BYTES_FIRST))
+            self.small = 0
         self.size = 0
         self.depth = 0
+        return 0
 
     cdef int grow(self, Py_ssize_t more) except -1:
         cdef Py_ssize_t wanted
-        cdef unsigned char* larger
-        if more > self.limit - self.size:
+        if more > self.limit - self.outside - self.size:
             raise Unfit(f"a value that makes the message larger than {self.limit} bytes", final=True)
         wanted = self.size + more
-        if wanted <= self.capacity:
-            return 0
-        wanted = max(wanted, 2 * self.capacity)
-        larger = <unsigned char*>realloc(self.data, wanted)
-        if larger == NULL:
-            raise MemoryError
-        self.data = larger
-        self.capacity = wanted
+        if wanted > self.memory.bytes:
+            # Twice as much, so that many small values cost little; no more than what is needed for one that is large.
+            self.memory.resize(wanted + BUFFER_BYTES_FIRST if more > BUFFER_BYTES_KEPT else max(wanted, 2 * self.memory.bytes))
+        self.use(self.memory)
         return 0
+
+    cdef bint refer(self, object owner, const void* data, Py_ssize_t n) except -1:
+        cdef Piece* piece = &self.pieces[self.piece_count]
+        if not self.gathers or self.piece_count == PIECES_MAX or n > self.limit - self.outside - self.size:
+            return False
+        self.owners.append(owner)
+        piece.before = self.size
+        piece.data = <const unsigned char*>data
+        piece.bytes = n
+        self.piece_count += 1
+        self.outside += n
+        self.use(self.memory)
+        return True
+
+    cdef void let_go(self) noexcept:
+        self.owners = []
+        self.piece_count = 0
+        self.outside = 0
+        self.use(self.memory)
 
     def encode(self, Codec codec not None, value):
         """The bytes of one value. Raises ArgumentError when it does not fit. For tests and tools; not thread-safe."""
@@ -97,36 +163,32 @@ cdef class Encoder:
 
 cdef class Decoder:
     def __cinit__(self, ArrayPort port=None):
-        self.data = <unsigned char*>malloc(BUFFER_BYTES_FIRST)
-        if self.data == NULL:
-            raise MemoryError
-        self.capacity = BUFFER_BYTES_FIRST
+        self.memory = Memory(BUFFER_BYTES_FIRST)
+        self.data = self.memory.data
         self.port = port
         fastplug_count(live_decoders, 1)
 
     def __dealloc__(self):
         if self.data != NULL:
-            free(self.data)
             fastplug_count(live_decoders, -1)
 
     cdef unsigned char* fill(self, Py_ssize_t n) except NULL:
-        cdef unsigned char* other
-        cdef Py_ssize_t capacity = self.capacity
-        self.size = self.pos = 0
-        self.depth = 0
-        if n > capacity:
-            capacity = n if n > BUFFER_BYTES_KEPT else max(n, 2 * capacity)
-        elif n <= BUFFER_BYTES_KEPT and capacity > BUFFER_BYTES_KEPT:
-            capacity = BUFFER_BYTES_KEPT
-        if capacity != self.capacity:
-            other = <unsigned char*>malloc(capacity)      # not realloc: the old message is of no use, so it is not copied
-            if other == NULL:
-                raise MemoryError
-            free(self.data)
-            self.data = other
-            self.capacity = capacity
-        self.size = n
+        cdef Py_ssize_t needed = n + LINE_BYTES if n >= PLACED_BYTES else n
+        if too_large(self.memory, needed, &self.small) or needed > self.memory.bytes or Py_REFCNT(self.memory) > 1:
+            # Not resized: the old message is of no use.
+            self.memory = Memory(max(needed, BUFFER_BYTES_FIRST))
+            self.small = 0
+        self.adopt(self.memory, self.memory.data, n)
+        if n >= PLACED_BYTES:
+            self.data += -(<uintptr_t>self.data + <uintptr_t>self.phase) & <uintptr_t>(LINE_BYTES - 1)
         return self.data
+
+    cdef void adopt(self, Memory memory, unsigned char* data, Py_ssize_t n) noexcept:
+        self.memory = memory
+        self.data = data
+        self.size = n
+        self.pos = 0
+        self.depth = 0
 
     def decode(self, Codec codec not None, data):
         """The one value that ``data`` holds. Raises RemoteProtocolError. For tests and tools; not thread-safe."""

@@ -148,6 +148,7 @@ cdef class Caller:
         self.port = port
         self.arena_port = port if isinstance(port, ArenaPort) else None
         self.enc = Encoder(port)
+        self.enc.gathers = link.gathers
         self.dec = Decoder(port)
         self.lost = lost
         self.owner_pid = os.getpid()
@@ -238,7 +239,7 @@ cdef class Caller:
                 if header.remaining_ns <= 0:
                     raise DeadlineExceeded(f"{method.codec.qualified}(): the deadline was over before the call; nothing was sent")
             self.next_call += 1
-            header.size = <unsigned int>self.enc.size
+            header.size = <unsigned int>(self.enc.size + self.enc.outside)
             header.kind = FRAME_REQUEST
             header.call = self.next_call
             header.interface = method.interface
@@ -248,9 +249,10 @@ cdef class Caller:
             self.port.commit()
         except BaseException:
             self.port.rollback()
+            self.enc.let_go()
             raise
         try:
-            self.link.send(&header, self.enc.data, until)
+            self.link.send_encoded(&header, self.enc, until)
         except BaseException:           # Ctrl-C, too, while the ring is full
             if self.arena_port is not None:
                 self.arena_port.retract()
@@ -351,6 +353,7 @@ cdef class Server:
         self.port = port
         self.arena_port = port if isinstance(port, ArenaPort) else None
         self.enc = Encoder(port)
+        self.enc.gathers = link.gathers
         self.dec = Decoder(port)
         self.interfaces = [list(methods) for methods in interfaces]
 
@@ -418,14 +421,14 @@ cdef class Server:
             except Exception as error:
                 self._fail_packed(error)
                 kind = FRAME_ERROR
-        header.size = <unsigned int>self.enc.size
+        header.size = <unsigned int>(self.enc.size + self.enc.outside)
         header.kind = <uint16_t>kind
         header.call = request.call
         header.interface = request.interface
         header.method = request.method
         header.blocks = self.port.named
         self.port.commit()
-        self.link.send(&header, self.enc.data, 0)
+        self.link.send_encoded(&header, self.enc, 0)
         return 0
 
 

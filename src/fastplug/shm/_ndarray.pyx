@@ -48,6 +48,11 @@ INLINE_BYTES = 1024
 cdef Py_ssize_t _INLINE_BYTES = INLINE_BYTES
 # Copies from here on release the GIL: 256 KiB take about 5 us, and giving the GIL away can cost a switch interval.
 cdef Py_ssize_t _COPY_RELEASING_GIL_BYTES = 256 * 1024
+# Over a socket, larger arrays are sent from where they lie: to refer to one costs as much as to copy some KiB.
+cdef Py_ssize_t _GATHERED_BYTES = 16 * 1024
+# A large inline array is a view of the message that it came in, which lives as long as the array: so at least a fourth of it must be this array.
+cdef Py_ssize_t _VIEW_BYTES = 32 * 1024
+cdef Py_ssize_t _VIEW_SHARE = 4
 # How many steps from a view to its owner are followed: numpy collapses chains of views, so real ones have two or three.
 cdef int _BASES_MAX = 16
 
@@ -271,21 +276,26 @@ cdef class _Described(ArrayPort):
     cdef int _put_inline(self, Encoder enc, cnp.ndarray array) except -1:
         cdef int order = _order(array)
         cdef uint64_t n = cnp.PyArray_NBYTES(array)
-        cdef unsigned char* at
         _put_head(enc, array, FORM_INLINE, ORDER_FORTRAN if order == ORDER_FORTRAN else ORDER_C)
-        at = enc.take(8 + n)
-        memcpy(at, &n, 8)
-        _copy_to(at + 8, array, order)
+        memcpy(enc.take(8), &n, 8)
+        if n >= <uint64_t>_GATHERED_BYTES and order != ORDER_STRIDED and enc.refer(array, cnp.PyArray_DATA(array), n):
+            return 0
+        _copy_to(enc.take(n), array, order)
         return 0
 
     cdef object _get_inline(self, Decoder dec):
         cdef uint64_t n
+        cdef void* data
         cdef cnp.ndarray array
         memcpy(&n, dec.need(8), 8)
         if <int64_t>n != self.it.nbytes:
             raise RemoteProtocolError(f"an inline array of {self.it.nbytes} bytes came with {n}")
+        data = <void*>dec.need(n)
+        if n >= <uint64_t>_VIEW_BYTES and n >= <uint64_t>(dec.size // _VIEW_SHARE):
+            if not <uint64_t>data % <uint64_t>max(self.it.descr.alignment, 1):
+                return _view(self.it.descr, self.it.head.ndim, self.it.shape, NULL, data, self.it.head.order, dec.memory, False)
+            dec.phase = <unsigned char*>data - dec.data
         Py_INCREF(self.it.descr)
-        data = dec.need(n)
         array = PyArray_NewFromDescr(&PyArray_Type, self.it.descr, self.it.head.ndim, self.it.shape, NULL, NULL,
                                      1 if self.it.head.order == ORDER_FORTRAN else 0, None)
         if n >= <uint64_t>_COPY_RELEASING_GIL_BYTES:
@@ -303,7 +313,7 @@ cdef int _copy_nogil(void* target, const void* source, size_t n) except -1:
 
 
 cdef class InlineArrays(_Described):
-    """Arrays inside the payload: the socket form and in-process calls. One copy into the payload and one out of it."""
+    """Arrays inside the payload: the socket form and in-process calls. Each array counts as a copy on either side, wherever it is made."""
 
     cdef int put(self, Encoder enc, object value, Codec codec) except -1:
         cdef cnp.ndarray array = _fitting(value, codec)

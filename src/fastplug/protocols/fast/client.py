@@ -14,7 +14,7 @@ from fastplug.errors import DeadlineExceeded, HandshakeTimeout, LocalProtocolErr
 from fastplug.protocols._call import Caller, DeferredPort
 from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello, close_all
 from fastplug.protocols.fast.memory import SharedMemory
-from fastplug.protocols.fast.socket_link import SocketLink
+from fastplug.net._socket_link import SocketLink
 from fastplug.protocols.offering import dispensed, offered
 from fastplug.shm.watcher import wake_until_awake, watcher
 
@@ -222,7 +222,7 @@ class FastClient:
         try:
             alive = self._control.pump(self._handle)
         except (RemoteProtocolError, OSError, LocalProtocolError) as error:
-            _log.error("the control socket of plugin %r is not used any more: %s", self._context.name, error)
+            _log.error("the control socket of plugin %r is not used any more: %s", self._context.name, str(error))
             self._broken = error if isinstance(error, RemoteProtocolError) else None
             alive = False
         if not alive:

@@ -13,7 +13,7 @@ from fastplug.errors import LocalProtocolError, RemoteProtocolError
 from fastplug.protocols._call import DeferredPort, Server
 from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello, close_all
 from fastplug.protocols.fast.memory import SharedMemory
-from fastplug.protocols.fast.socket_link import SocketLink
+from fastplug.net._socket_link import SocketLink
 from fastplug.protocols.offering import announced, handlers
 from fastplug.shm.watcher import wake_until_awake, watcher
 
@@ -90,7 +90,7 @@ class FastServer:
         try:
             alive = self._control.pump(self._handle)
         except (RemoteProtocolError, OSError, LocalProtocolError) as error:
-            _log.error("the control socket is not used any more: %s", error)
+            _log.error("the control socket is not used any more: %s", str(error))
             alive = False
         if not alive:
             watcher().remove(self._control.fileno())
