@@ -54,7 +54,12 @@ Ends = tuple[SocketLink, socket.socket]
 def test_frames_of_every_size_pass(size: int) -> None:
     one, other = (SocketLink(sock) for sock in socket.socketpair())
     sent = [frame(os.urandom(size), call=n) for n in range(3)]
-    sender = threading.Thread(target=lambda: [one.send_frame(each) for each in sent])
+
+    def send() -> None:
+        for each in sent:
+            one.send_frame(each)
+
+    sender = threading.Thread(target=send)
     sender.start()
     assert [other.receive_frame(soon()) for _ in sent] == sent
     sender.join()
@@ -154,9 +159,13 @@ def test_a_signal_ends_a_receive_and_loses_nothing(ends: Ends, interruptible: No
     link, far = ends
     whole = frame(os.urandom(100_000))
     far.sendall(whole[:60_000])
-    with pytest.raises(Interrupt):
+
+    def receive() -> None:
         threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGALRM)).start()
         link.receive_frame(soon() if with_deadline else 0)
+
+    with pytest.raises(Interrupt):
+        receive()
     far.sendall(whole[60_000:])
     assert link.receive_frame(soon()) == whole
 
@@ -170,9 +179,12 @@ def test_a_signal_ends_a_send_and_the_rest_follows(ends: Ends, interruptible: No
         far.recv(1, socket.MSG_PEEK)
         os.kill(os.getpid(), signal.SIGALRM)
 
-    with pytest.raises(Interrupt):
+    def send() -> None:
         threading.Thread(target=interrupt_the_send).start()
         link.send_frame(first, soon() if with_deadline else 0)
+
+    with pytest.raises(Interrupt):
+        send()
     sender = threading.Thread(target=link.send_frame, args=(second, soon()))
     sender.start()
     assert read(far, len(first)) == first

@@ -11,10 +11,10 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from fastplug.errors import DeadlineExceeded, HandshakeTimeout, LocalProtocolError, RemoteProtocolError
+from fastplug.net._socket_link import SocketLink
 from fastplug.protocols._call import Caller, DeferredPort
 from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello, close_all
 from fastplug.protocols.fast.memory import SharedMemory
-from fastplug.net._socket_link import SocketLink
 from fastplug.protocols.offering import dispensed, offered
 from fastplug.shm.watcher import wake_until_awake, watcher
 
