@@ -33,7 +33,7 @@ class InterfacePlugin(Plugin, Generic[T]):
     """
 
     iface: Callable[..., T]
-    implementation: T | None = None
+    implementation: object = None  # not T: mypy would then take T from here, and refuse the interface
 
     @property
     def interface(self) -> Interface:

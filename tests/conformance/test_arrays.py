@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-import fastplug
 from tests.conformance.conftest import started
 from tests.plugins.arrays_api import Arrays
 from tests.plugins.arrays_plugin import NumpyArrays
 from tests.plugins.same import difference
+
+import fastplug
 
 DTYPES = [
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),

@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-
-import fastplug
 from tests.conformance.conftest import Gate
 from tests.plugins.arrays_api import Arrays
 from tests.plugins.arrays_plugin import NumpyArrays
 from tests.plugins.probe_api import Probe
 from tests.plugins.probe_plugin import ProbePlugin
+
+import fastplug
 
 Start = Callable[..., fastplug.Client]
 

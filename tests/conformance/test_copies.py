@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-import fastplug
 from tests.conformance.conftest import Gate, started
 from tests.plugins.arrays_api import Arrays
 from tests.plugins.arrays_plugin import NumpyArrays
 from tests.plugins.memory import address, memfd_inode
+
+import fastplug
 
 pytestmark = pytest.mark.transports("shm")
 
@@ -212,7 +212,7 @@ def test_a_full_arena_names_who_has_it(start: Callable[..., fastplug.Client]) ->
         arrays.total(np.ones(2 << 20))
     assert isinstance(caught.value, MemoryError)
     arrays.keep(np.ones(700_000))
-    with pytest.raises(fastplug.ArenaExhausted, match="oldest: .*NumpyArrays"):
+    with pytest.raises(fastplug.ArenaExhausted, match=r"oldest: .*NumpyArrays"):
         arrays.total(np.ones(700_000))
     arrays.drop()
     assert arrays.total(np.ones(700_000)) == 700_000.0

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-import fastplug
-from fastplug.deadlines import remaining_s
 from tests.conformance.conftest import Gate
 from tests.plugins.probe_api import Probe
 from tests.plugins.probe_plugin import ProbePlugin
+
+import fastplug
+from fastplug.deadlines import remaining_s
 
 # Short enough to wait for; nothing depends on its length, since the gate stays shut until it is over.
 SHORT_S = 0.05

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
-import fastplug
 from tests.conformance.conftest import Gate, started
 from tests.plugins.probe_api import Note, Probe
 from tests.plugins.probe_plugin import ProbePlugin
+
+import fastplug
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,10 @@ def test_arguments_bind_as_in_a_plain_call(probe: Probe) -> None:
 # -- what a handler raises
 
 BUILTINS = [
-    "ValueError", "KeyError", "IndexError", "TypeError", "RuntimeError", "ZeroDivisionError", "OSError", "AttributeError", "NotImplementedError",
-    "ArithmeticError", "AssertionError", "RecursionError", "MemoryError", "TimeoutError", "ConnectionError", "EOFError", "ImportError", "NameError",
-    "FileNotFoundError", "PermissionError", "BufferError", "SyntaxError", "UserWarning",
+    "ValueError", "KeyError", "IndexError", "TypeError", "RuntimeError", "ZeroDivisionError", "OSError", "AttributeError",
+    "NotImplementedError", "ArithmeticError", "AssertionError", "RecursionError", "MemoryError", "TimeoutError",
+    "ConnectionError", "EOFError", "ImportError", "NameError", "FileNotFoundError", "PermissionError", "BufferError",
+    "SyntaxError", "UserWarning",
 ]  # fmt: skip
 
 
@@ -89,7 +90,9 @@ def test_a_builtin_exception_is_raised_as_both(probe: Probe, name: str) -> None:
     assert "in raises" in str(error)
 
 
-@pytest.mark.parametrize("name", ["SystemExit", "KeyboardInterrupt", "GeneratorExit", "StopIteration", "StopAsyncIteration", "Exception", "BaseException"])
+@pytest.mark.parametrize(
+    "name", ["SystemExit", "KeyboardInterrupt", "GeneratorExit", "StopIteration", "StopAsyncIteration", "Exception", "BaseException"]
+)
 def test_what_would_end_or_confuse_the_host_is_only_a_remote_error(probe: Probe, name: str) -> None:
     with pytest.raises(fastplug.RemoteError) as caught:
         probe.raises(name, ["it"])

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-import fastplug
 from tests.plugins import rules_fresh, rules_odd, rules_old
 from tests.plugins.extra_api import Extra, OptionalHost
 from tests.plugins.rules_plugin import Both, FreshPlugin, Inherits, OddPlugin, OldPlugin, Wrong
+
+import fastplug
 
 Start = Callable[..., fastplug.Client]
 
@@ -99,7 +99,7 @@ def test_a_plugin_set_is_dispensed_by_name(start: Start) -> None:
     rules: Any = client.dispense("rules")
     extra: Any = client.dispense("extra")
     assert (rules.scale(1.5), extra.name()) == (3.0, "set")
-    with pytest.raises(fastplug.ConfigError, match="unknown plugin type: 'other'.*rules, extra"):
+    with pytest.raises(fastplug.ConfigError, match=r"unknown plugin type: 'other'.*rules, extra"):
         client.dispense("other")
 
 
@@ -110,10 +110,14 @@ def test_a_plugin_set_works_with_any_implementation(start: Start) -> None:
 
 
 @PROCESSES
-@pytest.mark.parametrize(("versions", "expected"), [([3], (3, "three")), ([3, 5], (5, "five")), ([5, 9], (5, "five")), ([2, 3], (3, "three"))])
+@pytest.mark.parametrize(
+    ("versions", "expected"), [([3], (3, "three")), ([3, 5], (5, "five")), ([5, 9], (5, "five")), ([2, 3], (3, "three"))]
+)
 def test_the_highest_shared_application_version_wins(start: Start, versions: list[int], expected: tuple[int, str]) -> None:
     sets = {version: {"it": fastplug.InterfacePlugin(Extra)} for version in versions}
-    handshake = fastplug.HandshakeConfig(versions[0], fastplug.DEFAULT_HANDSHAKE.magic_cookie_key, fastplug.DEFAULT_HANDSHAKE.magic_cookie_value)
+    handshake = fastplug.HandshakeConfig(
+        versions[0], fastplug.DEFAULT_HANDSHAKE.magic_cookie_key, fastplug.DEFAULT_HANDSHAKE.magic_cookie_value
+    )
     client = start("tests.plugins.rules_plugin:versions", versioned_plugins=sets, handshake=handshake)
     it: Any = client.dispense("it")
     assert (client.negotiated_version, it.name()) == expected

@@ -12,11 +12,11 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
-
-import fastplug
 from tests.conformance.conftest import started
 from tests.plugins.kinds_api import Access, Box, Colour, Kinds, Leaf, Level, Packed, Tree
 from tests.plugins.same import difference
+
+import fastplug
 
 INF, NAN = math.inf, math.nan
 UTC, BERLIN = dt.timezone.utc, ZoneInfo("Europe/Berlin")  # noqa: UP017  the alias is 3.11's; both are the same object
@@ -34,12 +34,17 @@ SAME: dict[str, list[Any]] = {
     "a_str": ["", "a", "nul \0 in it", "é 漢 \U0001f40d", "x" * 5000],
     "a_bytes": [b"", b"\0\xff", bytes(range(256)) * 20],
     "a_datetime": [
-        dt.datetime(1, 1, 1), dt.datetime(9999, 12, 31, 23, 59, 59, 999999), dt.datetime(1969, 12, 31, 23, 59, 59, 1), dt.datetime(2024, 2, 29, 12),
-        dt.datetime(2024, 1, 1, tzinfo=UTC), dt.datetime(2024, 10, 27, 2, 30, tzinfo=ODD), dt.datetime(1900, 2, 28, 0, 0, 0, 7, tzinfo=UTC),
+        dt.datetime(1, 1, 1), dt.datetime(9999, 12, 31, 23, 59, 59, 999999), dt.datetime(1969, 12, 31, 23, 59, 59, 1),
+        dt.datetime(2024, 2, 29, 12), dt.datetime(2024, 1, 1, tzinfo=UTC), dt.datetime(2024, 10, 27, 2, 30, tzinfo=ODD),
+        dt.datetime(1900, 2, 28, 0, 0, 0, 7, tzinfo=UTC),
     ],
     "a_date": [dt.date(1, 1, 1), dt.date(1970, 1, 1), dt.date(2000, 2, 29), dt.date(9999, 12, 31)],
-    "a_timedelta": [dt.timedelta(0), dt.timedelta(microseconds=-1), dt.timedelta(days=3, seconds=5, microseconds=7), dt.timedelta(days=-1000, hours=3)],
-    "a_decimal": [decimal.Decimal(t) for t in ("0", "-0.00", "1E+1000", "1.10", "Infinity", "-Infinity", "NaN", "sNaN", "123456789012345678901234567890.5")],
+    "a_timedelta": [
+        dt.timedelta(0), dt.timedelta(microseconds=-1), dt.timedelta(days=3, seconds=5, microseconds=7), dt.timedelta(days=-1000, hours=3),
+    ],
+    "a_decimal": [
+        decimal.Decimal(t) for t in ("0", "-0.00", "1E+1000", "1.10", "Infinity", "-Infinity", "NaN", "sNaN", "123456789012345678901234567890.5")
+    ],
     "a_uuid": [uuid.UUID(int=0), uuid.UUID("12345678-1234-5678-1234-567812345678"), uuid.UUID(int=2**128 - 1)],
     "a_enum": [Colour.RED, Colour.GREEN, Colour.CRIMSON],
     "a_int_enum": [Level.LOW, Level.HIGH],
@@ -228,5 +233,3 @@ def test_large_values_travel(roomy: Kinds) -> None:
 def test_large_arrays_travel_in_any_place(roomy: Kinds) -> None:
     leaves = [{str(i): Leaf(str(i), np.full(300_000, i, np.float64))} for i in range(8)]
     assert difference(leaves, roomy.deep(leaves)) is None
-
-

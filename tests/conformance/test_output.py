@@ -7,11 +7,11 @@ import queue
 from collections.abc import Callable, Iterator
 
 import pytest
-
-import fastplug
 from tests.conformance.conftest import EVENT_TIMEOUT_S
 from tests.plugins.probe_api import Probe
 from tests.plugins.probe_plugin import ProbePlugin
+
+import fastplug
 
 pytestmark = pytest.mark.transports("shm", "socket", "grpc")
 

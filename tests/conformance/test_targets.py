@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import fastplug
 from tests.conformance.conftest import plugin_environment
 from tests.plugins.extra_api import Extra
 from tests.plugins.probe_api import Probe
+
+import fastplug
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 SCRIPT = PLUGINS / "probe_plugin.py"
@@ -140,6 +140,6 @@ def test_a_plugin_starts_where_it_is_told(transport: str, tmp_path: Path) -> Non
 
 def test_another_handshake_is_refused_by_name(transport: str) -> None:
     handshake = fastplug.HandshakeConfig(1, "ACME_COOKIE", "secret")
-    with pytest.raises(fastplug.StartError, match="magic cookie.*ACME_COOKIE") as caught:
+    with pytest.raises(fastplug.StartError, match=r"magic cookie.*ACME_COOKIE") as caught:
         answer(SCRIPT, transport, handshake=handshake)
     assert "This binary is a plugin" in str(caught.value)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-import fastplug
 from tests.conformance.conftest import Gate
 from tests.plugins.arrays_api import Arrays
 from tests.plugins.arrays_plugin import NumpyArrays
 from tests.plugins.probe_api import Note, Probe
 from tests.plugins.probe_plugin import ProbePlugin
+
+import fastplug
 
 THREADS = 8
 CALLS = 60

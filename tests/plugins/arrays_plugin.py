@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-import fastplug
 from tests.plugins.arrays_api import Array, Arrays, Seen
 from tests.plugins.gate import pass_gate
 from tests.plugins.memory import address, memfd_inode
+
+import fastplug
 
 __all__ = ["NumpyArrays"]
 
@@ -40,7 +40,8 @@ class NumpyArrays(Arrays):
         return x.T
 
     def flipped(self, x: Array) -> Array:
-        flipped: Array = x[(..., *[slice(None, None, -1)] * x.ndim)]
+        reverse: Any = (..., *[slice(None, None, -1)] * x.ndim)
+        flipped: Array = x[reverse]
         return flipped
 
     def twice(self, x: Floats) -> tuple[Floats, Floats]:
@@ -75,11 +76,13 @@ class NumpyArrays(Arrays):
 
     def wrong_dtype(self) -> Floats:
         wrong: Any = np.zeros(300, np.float32)
-        return wrong
+        result: Floats = wrong
+        return result
 
     def no_array(self) -> Floats:
         wrong: Any = [1.0]
-        return wrong
+        result: Floats = wrong
+        return result
 
     def objects(self) -> Array:
         return np.array([object()])

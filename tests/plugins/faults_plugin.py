@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-import fastplug
 from tests.plugins.faults_api import Faults
 from tests.plugins.gate import pass_gate
+
+import fastplug
 
 __all__ = ["Faulty"]
 
@@ -34,7 +34,9 @@ def _raise(kind: str) -> None:
         raise Unbuildable(7, reason="no way")
     if kind == "unprintable":
         raise type("Unprintable", (Exception,), {"__str__": lambda self: 1 // 0})
-    raise {"KeyError": KeyError, "KeyboardInterrupt": KeyboardInterrupt, "StopIteration": StopIteration, "ValueError": ValueError}[kind]("asked for")
+    raise {"KeyError": KeyError, "KeyboardInterrupt": KeyboardInterrupt, "StopIteration": StopIteration, "ValueError": ValueError}[kind](
+        "asked for"
+    )
 
 
 class Faulty(Faults):
@@ -48,7 +50,7 @@ class Faulty(Faults):
         _raise(kind)
 
     def wrong_result(self) -> int:
-        return "seven"  # type: ignore[return-value]
+        return "seven"  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
 
     def end_process(self, how: str) -> None:
         print("last words", file=sys.stderr, flush=True)

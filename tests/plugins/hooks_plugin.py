@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import TracebackType
+from typing import Self
+
+from tests.plugins.extra_api import Extra
 
 import fastplug
-from tests.plugins.extra_api import Extra
 
 __all__ = ["Hooked", "Refusing"]
 
@@ -21,7 +23,7 @@ class Hooked(Extra):
     def __init__(self) -> None:
         self._entered = False
 
-    def __enter__(self) -> Hooked:
+    def __enter__(self) -> Self:
         self._entered = True
         _tell("enter")
         return self
@@ -35,7 +37,7 @@ class Hooked(Extra):
 
 
 class Refusing(Extra):
-    def __enter__(self) -> Refusing:
+    def __enter__(self) -> Self:
         raise ConnectionError("the database is down")
 
     def __exit__(self, *exc_info: object) -> None:

@@ -43,12 +43,24 @@ def memfd(size: int, *, seals: int = SEALS, sparse: bool = False) -> tuple[int, 
 
 def array_value(**wrong: Any) -> bytes:
     """One lent float64 array of 1000 elements; ``wrong`` replaces any of its parts."""
-    part = {"form": 1, "kind": b"f", "itemsize": 8, "order": 0, "zero": 0, "shape": (1000,), "strides": (), "segment": 0, "slot": 0, "offset": 0, **wrong}
+    part = {
+        "form": 1,
+        "kind": b"f",
+        "itemsize": 8,
+        "order": 0,
+        "zero": 0,
+        "shape": (1000,),
+        "strides": (),
+        "segment": 0,
+        "slot": 0,
+        "offset": 0,
+        **wrong,
+    }
     ndim = part.get("ndim", len(part["shape"]))
     head = struct.pack("<BBcBBBH", ARRAY, part["form"], part["kind"], part["itemsize"], ndim, part["order"], part["zero"])
     body = b"".join(struct.pack("<Q", n) for n in part["shape"]) + b"".join(struct.pack("<q", n) for n in part["strides"])
     if part["form"] == 0:
-        return head + body + struct.pack("<Q", part.get("n", 8000)) + part.get("data", bytes(8000))
+        return b"".join([head, body, struct.pack("<Q", part.get("n", 8000)), part.get("data", bytes(8000))])
     return head + body + struct.pack("<IIQ", part["segment"], part["slot"], part["offset"])
 
 

@@ -63,7 +63,7 @@ class Tree:
 
 class Packed(msgspec.Struct):
     count: int
-    points: list[tuple[float, float]] = []  # noqa: RUF012  msgspec copies it
+    points: list[tuple[float, float]] = []
     data: npt.NDArray[np.int32] | None = None
 
 
@@ -97,7 +97,9 @@ class Kinds(Protocol):
     def optional_list(self, x: Optional[list[int]]) -> Optional[list[int]]: ...  # noqa: UP045
     def optional_struct(self, x: Box | None) -> Box | None: ...
     def optional_array(self, x: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64] | None: ...
-    def tuple_arrays(self, x: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]: ...
+    def tuple_arrays(
+        self, x: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]: ...
 
     def dict_str(self, x: dict[str, int]) -> dict[str, int]: ...
     def dict_int(self, x: dict[int, list[str]]) -> dict[int, list[str]]: ...

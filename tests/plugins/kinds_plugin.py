@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import fastplug
 from tests.plugins.kinds_api import Kinds
+
+import fastplug
 
 __all__ = ["Echo"]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-import fastplug
 from tests.plugins.gate import pass_gate
 from tests.plugins.probe_api import Note, Probe
+
+import fastplug
 
 __all__ = ["Odd", "ProbePlugin", "Unspeakable"]
 
@@ -71,7 +71,7 @@ class ProbePlugin(Probe):
         if depth:
             return self.raises_deep(depth - 1)
         try:
-            {}["the cause"]
+            dict[str, int]()["the cause"]
         except KeyError as error:
             raise ValueError("at the bottom") from error
         return None
@@ -88,7 +88,7 @@ class ProbePlugin(Probe):
             "surrogate": lambda: ValueError("\ud800"),
             "bigint": lambda: OverflowError(10**400),
         }
-        raise errors[kind]()
+        raise errors[kind]()  # noqa: RSE102  a function, not a class
 
     def wrong_result(self, kind: str) -> int:
         wrong: Any = {"none": None, "str": "1", "float": 1.0}[kind]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-
-import fastplug
 from tests.plugins import rules_fresh, rules_odd, rules_old
 from tests.plugins.extra_api import Extra
+
+import fastplug
 
 __all__ = ["Both", "FreshPlugin", "Inherits", "OddPlugin", "OldPlugin", "Wrong", "plugin_set", "versions"]
 
@@ -50,7 +50,7 @@ class Inherits(rules_old.Rules):
 
 
 class Wrong(Extra):
-    def name(self, surname: str) -> str:  # type: ignore[override]
+    def name(self, surname: str) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         return surname
 
 

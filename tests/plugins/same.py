@@ -44,12 +44,15 @@ def _parts(a: Any, b: Any) -> tuple[list[Any], list[Any]] | None:
 
 
 def _equal(a: Any, b: Any) -> bool:
+    same: bool
     if isinstance(a, float):
-        return (math.isnan(a) and math.isnan(b)) or (a == b and math.copysign(1, a) == math.copysign(1, b))
-    if isinstance(a, dt.datetime):
-        return (a.replace(tzinfo=None), a.utcoffset(), a.fold) == (b.replace(tzinfo=None), b.utcoffset(), b.fold)
-    if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    if isinstance(a, decimal.Decimal):
-        return str(a) == str(b)
-    return bool(a == b)
+        same = (math.isnan(a) and math.isnan(b)) or (a == b and math.copysign(1, a) == math.copysign(1, b))
+    elif isinstance(a, dt.datetime):
+        same = (a.replace(tzinfo=None), a.utcoffset(), a.fold) == (b.replace(tzinfo=None), b.utcoffset(), b.fold)
+    elif isinstance(a, np.ndarray):
+        same = a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    elif isinstance(a, decimal.Decimal):
+        same = str(a) == str(b)  # a signalling NaN cannot be compared
+    else:
+        same = a == b
+    return same

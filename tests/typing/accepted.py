@@ -1,0 +1,89 @@
+"""Uses that both checkers must accept, with the types they must find. Never run."""
+# pyright: strict
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any, assert_type
+
+import numpy as np
+import numpy.typing as npt
+from tests.typing.api import Abstract, Dsp, Model, NumpyDsp
+
+import fastplug
+
+
+def opening(x: npt.NDArray[np.float64]) -> None:
+    with fastplug.open("dsp_plugin.py", Dsp) as dsp:
+        assert_type(dsp, Dsp)
+        assert_type(dsp.total(x), float)
+        assert_type(dsp.fft(x), npt.NDArray[np.complex128])
+        assert_type(dsp.fit(x, steps=3), Model)
+        assert_type(dsp.norm([1.0]), float)
+    with fastplug.open(Path("dsp_plugin.py"), Abstract, transport="shm", strict_zero_copy=True, env={"A": "b"}) as abstract:
+        assert_type(abstract, Abstract)
+        assert_type(abstract.square(2), int)
+    opened: contextlib.AbstractContextManager[Dsp] = fastplug.open(["python", "dsp_plugin.py"], Dsp)
+    assert opened is not None
+
+
+def starting(x: npt.NDArray[np.float64]) -> None:
+    with fastplug.start("dsp_plugin.py", arena_limit_bytes=1 << 30, logger=logging.getLogger("x"), python=".venv") as client:
+        assert_type(client, fastplug.Client)
+        dsp = client.dispense(Dsp)
+        assert_type(dsp, Dsp)
+        assert_type(client.pid, int | None)
+        assert_type(client.transport, str)
+        assert_type(client.exited, bool)
+        assert_type(client.stats(), dict[str, Any])
+        client.ping(timeout_s=1.0)
+        with fastplug.deadline(after_s=0.5):
+            assert_type(dsp.total(x), float)
+        assert_type(fastplug.client_of(dsp), fastplug.Client)
+        block = client.empty((3, 4), np.float64)
+        dsp.total(block)
+        for one, _ in zip(client.blocks((1024,), np.float64, count=3), range(10), strict=False):
+            one[:] = 1.0
+            dsp.total(one)
+    started: fastplug.Client = fastplug.Client(fastplug.ClientConfig(target="dsp_plugin.py", transport="grpc")).start()
+    started.kill()
+
+
+def specs() -> None:
+    spec = fastplug.Spec("dsp_plugin.py", Dsp)
+    assert_type(spec, fastplug.Spec[Dsp])
+    with spec.open() as dsp:
+        assert_type(dsp, Dsp)
+    with fastplug.Spec("dsp_plugin.py", Dsp, {"transport": "socket"}).start() as client:
+        assert_type(client, fastplug.Client)
+
+
+def serving() -> None:
+    fastplug.serve(NumpyDsp())
+    fastplug.serve(NumpyDsp(), Dsp, on_host_exit="stay")
+    fastplug.serve(
+        plugins={"dsp": fastplug.InterfacePlugin(Dsp, NumpyDsp())},
+        handshake=fastplug.HandshakeConfig(protocol_version=1, magic_cookie_key="K", magic_cookie_value="v"),
+    )
+    assert_type(fastplug.InterfacePlugin(Dsp, NumpyDsp()), fastplug.InterfacePlugin[Dsp])
+    assert_type(fastplug.proto_of(Dsp), str)
+
+
+def errors(dsp: Dsp, x: npt.NDArray[np.float64]) -> None:
+    try:
+        dsp.total(x)
+    except fastplug.DeadlineExceeded as late:
+        timeout: TimeoutError = late
+        raise timeout from None
+    except fastplug.ArgumentError as wrong:
+        assert_type(wrong.parameter, str)
+    except fastplug.InterfaceMismatch as other:
+        assert_type(other.expected, str | None)
+    except fastplug.PluginDied as died:
+        assert_type(died.returncode, int | None)
+    except fastplug.RemoteError as remote:
+        assert_type(remote.remote_traceback, str)
+    except fastplug.PluginError:
+        pass
