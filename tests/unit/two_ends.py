@@ -57,6 +57,7 @@ class End:
         self.answers_retire = True
         self.on_missing: Callable[[int], None] | None = None  # None: segments are announced at once
         self.announced: dict[int, Segment] = {}
+        self.mapped: list[Segment] = []  # own segments of the arena, and the peer's as they are seen here
 
     def _missing(self, segment_id: int) -> None:
         """A frame names a segment that is not mapped yet: what was announced is read now."""
@@ -77,10 +78,13 @@ class End:
 
     def _announce(self, segment_id: int, segment: Segment | None) -> None:
         if segment is not None:
+            theirs = attached(segment)
+            self.mapped.append(segment)
+            self.peer.mapped.append(theirs)
             if self.peer.on_missing is None:
-                self.peer.borrowed.add_segment(segment_id, attached(segment))
+                self.peer.borrowed.add_segment(segment_id, theirs)
             else:
-                self.peer.announced[segment_id] = attached(segment)
+                self.peer.announced[segment_id] = theirs
             return
         if not self.peer.borrowed.drop_segment(segment_id):
             raise RemoteProtocolError(f"segment {segment_id} was never announced")

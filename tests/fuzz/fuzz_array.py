@@ -1,0 +1,157 @@
+# Invariant: whatever a payload with arrays says, decoding ends in read-only arrays that lie wholly in the memory that was lent, or in
+# RemoteProtocolError with a text of at most 1000 characters, and nothing else; reading what was decoded does not crash.
+"""python tests/fuzz/fuzz_array.py --seconds N --seed S"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "src")]
+
+import numpy as np
+from tests.unit.two_ends import End, two_ends
+
+from fastplug._wire import Decoder, Encoder, compile_node
+from fastplug.annotation import Kind, TypeNode
+from fastplug.errors import RemoteProtocolError
+from fastplug.shm import _ndarray
+
+FLOATS = TypeNode(Kind.ARRAY, dtype="float64")
+CODECS = [compile_node(node) for node in (FLOATS, TypeNode(Kind.ARRAY), TypeNode(Kind.LIST, (FLOATS,)), TypeNode(Kind.OPTIONAL, (FLOATS,)))]
+TELLING = (
+    0,
+    1,
+    7,
+    8,
+    9,
+    255,
+    1023,
+    1024,
+    4096,
+    1 << 20,
+    (1 << 20) - 8,
+    2**31,
+    2**32 - 1,
+    2**61,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 8,
+    2**64 - 1,
+)
+# A view may be larger than memory where strides are 0; this much of one is read.
+READ_ITEMS = 100_000
+
+
+def arrays(rng: random.Random, end: End) -> list[Any]:
+    size = rng.choice((0, 3, 127, 128, 1000, 5000))
+    plain = np.arange(size, dtype=np.float64)
+    shared = _ndarray.empty(end.arena, size, np.float64)
+    shared[:] = plain
+    return [plain, shared, shared[::-1], shared[::2], np.broadcast_to(shared, (3, size)), plain.reshape(1, -1).T]
+
+
+def mutated(rng: random.Random, data: bytes) -> bytes:
+    changed = bytearray(data)
+    for _ in range(rng.choice((0, 1, 1, 2, 4))):
+        at = rng.randrange(len(changed))
+        kind = rng.randrange(5)
+        if kind == 0:
+            changed[at] = rng.randrange(256)
+        elif kind == 1:
+            changed[at] = rng.choice((0, 1, 2, 3, 8, 16, 0x13, 0x7F, 0x80, 0xFF, ord("f"), ord("i"), ord("c"), ord("b")))
+        elif kind == 2 and len(changed) >= at + 8:
+            changed[at : at + 8] = struct.pack("<Q", rng.choice(TELLING))
+        elif kind == 3 and len(changed) >= at + 4:
+            changed[at : at + 4] = struct.pack("<I", rng.choice(TELLING) % 2**32)
+        else:
+            del changed[at : at + rng.randrange(1, 9)]
+        if not changed:
+            break
+    return bytes(changed)
+
+
+def lies_inside(array: Any, ends: tuple[End, End]) -> bool:
+    """An array over shared memory lies in a segment of one of the two; others are copies."""
+    if array.base is None or array.size == 0:
+        return True
+    low, high = np.lib.array_utils.byte_bounds(array) if hasattr(np.lib, "array_utils") else np.byte_bounds(array)
+    attached = [segment for end in ends for segment in end.mapped]
+    return any(segment.address <= low and high <= segment.address + segment.bytes for segment in attached)
+
+
+def bounded(error: RemoteProtocolError) -> None:
+    assert len(str(error)) < 1000
+
+
+def check_descriptors(rng: random.Random) -> None:
+    host, plugin = two_ends()
+    codec = rng.choice(CODECS)
+    values = arrays(rng, host)
+    value = rng.sample(values, rng.randrange(len(values))) if codec is CODECS[2] else rng.choice(values)
+    data = Encoder(host.port).encode(codec, value)
+    for _ in range(20):
+        try:
+            got = Decoder(plugin.port).decode(codec, mutated(rng, data))
+        except RemoteProtocolError as error:
+            bounded(error)
+            continue
+        for array in got if isinstance(got, list) else [got]:
+            if array is not None:
+                assert not array.flags.writeable
+                assert lies_inside(array, (host, plugin))
+                array.reshape(-1)[:READ_ITEMS].tobytes() if array.size <= READ_ITEMS else array[tuple(0 for _ in array.shape)]
+        del got
+    for end in (host, plugin):
+        end.close()
+
+
+def check_home(rng: random.Random) -> None:
+    """What the plugin names as the host's is a block that it has, or refused."""
+    host, plugin = two_ends()
+    block = _ndarray.empty(host.arena, 1000, np.float64)
+    theirs = Decoder(plugin.port).decode(CODECS[0], Encoder(host.port).encode(CODECS[0], block))
+    data = Encoder(plugin.port).encode(CODECS[0], rng.choice((theirs, theirs[::-3], theirs[5:500])))
+    for _ in range(20):
+        try:
+            got = Decoder(host.port).decode(CODECS[0], mutated(rng, data))
+        except RemoteProtocolError:
+            continue
+        assert lies_inside(got, (host, plugin))
+        got[:READ_ITEMS].tobytes()
+        del got
+    del theirs, block
+    for end in (host, plugin):
+        end.close()
+
+
+CHECKS = (check_descriptors, check_home)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    end = time.monotonic() + options.seconds
+    rounds = 0
+    while time.monotonic() < end:
+        check = CHECKS[rounds % len(CHECKS)]
+        try:
+            check(random.Random(f"{options.seed}/{rounds}"))
+        except BaseException:
+            print(f"failed: {check.__name__}, seed {options.seed}, round {rounds}")
+            raise
+        rounds += 1
+    print(f"fuzz_array: {rounds} rounds, seed {options.seed}, no violation")
+
+
+if __name__ == "__main__":
+    main()
