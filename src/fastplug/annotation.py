@@ -401,8 +401,9 @@ def _dtype(annotation: Any, args: tuple[Any, ...], where: str) -> str | None:
 def _scalar(args: tuple[Any, ...]) -> Any:
     """The scalar type in the arguments of ``ndarray[shape, dtype[scalar]]``; Any where nothing is said."""
     scalar: Any = next(iter(typing.get_args(args[1])), Any) if len(args) > 1 else Any
-    # The bare npt.NDArray holds numpy's own type variable.
-    return Any if isinstance(scalar, typing.TypeVar) and scalar.__module__.startswith("numpy") else scalar
+    # The bare npt.NDArray holds numpy's own type variable; from numpy 2.5 on it is an alias that cannot be asked for it by module.
+    plain = _loaded("numpy.typing", "NDArray")
+    return Any if scalar in getattr(getattr(plain, "__value__", plain), "__parameters__", ()) else scalar
 
 
 def _shown(annotation: Any) -> str:

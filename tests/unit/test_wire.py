@@ -106,7 +106,7 @@ def test_accepted(annotation: Any, value: Any, arrives: Any) -> None:
         (int, 1.0, "float"),
         (int, np.float32(1), "numpy.float32"),
         (int, np.True_, "numpy.bool"),
-        (int, np.timedelta64(1), "numpy.timedelta64"),
+        (int, np.timedelta64(1, "s"), "numpy.timedelta64"),
         (int, "1", "str"),
         (int, None, "None"),
         pytest.param(int, 1 << (8 << 20), "int of 1048577 bytes (at most 1048576 travel)", id="int of 1 MiB"),
