@@ -55,7 +55,9 @@ cdef class Server:
     cdef Encoder enc
     cdef Decoder dec
     cdef list interfaces                # index -> list of (MethodCodec, handler)
+    cdef uint32_t mark                  # of the process that made it: a fork of that one must not answer
     cdef readonly uint64_t calls
     cdef int _handle(self, FrameHeader* header) except -1
+    cdef int _check_home(self) except -1
     cdef int _fail(self, FrameHeader* header, error) except -1
     cdef int _reply(self, FrameHeader* request, int kind) except -1

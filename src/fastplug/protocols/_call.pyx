@@ -356,6 +356,7 @@ cdef class Server:
         self.enc.gathers = link.gathers
         self.dec = Decoder(port)
         self.interfaces = [list(methods) for methods in interfaces]
+        self.mark = fp_mark()
 
     def run(self) -> None:
         """Handles calls until the link ends. Raises RemoteProtocolError when the host breaks the protocol."""
@@ -390,12 +391,23 @@ cdef class Server:
                 fp_point("handler about to run")
             result = codec.call(function, values)
             values = None               # arguments go back before the reply does, so that the host can use their memory again at once
+            self._check_home()
             codec.encode_result(self.enc, result)
             result = None
         except BaseException as error:  # SystemExit too: a handler must not end the plugin by raising
             values = None
+            if not fp_is_home(self.mark):
+                raise
             return self._fail(header, error)
         return self._reply(header, FRAME_REPLY)
+
+    cdef int _check_home(self) except -1:
+        if not fp_is_home(self.mark):
+            raise Closed(
+                f"a handler forked, and process {os.getpid()}, the child, came back from it: only the plugin itself answers. "
+                "End the child in the handler (os._exit), or use subprocess."
+            )
+        return 0
 
     def _fail_packed(self, error):
         """Encodes an error that a handler raised; an error about encoding it becomes a plain one."""

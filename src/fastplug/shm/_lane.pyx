@@ -72,11 +72,12 @@ def create_segment(ring_bytes: int = RING_BYTES) -> Segment:
     """This side's half of a lane: an own segment with the header filled in."""
     cdef Segment segment
     cdef fp_lane* lane
+    cdef bytes magic = MAGIC
     if ring_bytes & (ring_bytes - 1) or not MIN_RING_BYTES <= ring_bytes <= MAX_RING_BYTES:
         raise ValueError(f"ring_bytes must be a power of two from {MIN_RING_BYTES} to {MAX_RING_BYTES}")
     segment = SegmentType.create(RING_OFFSET + ring_bytes, "fastplug-lane")
     lane = <fp_lane*>segment.base
-    memcpy(lane.magic, <const char*>MAGIC, 8)
+    memcpy(lane.magic, <const char*>magic, 8)
     lane.version = LAYOUT_VERSION
     lane.ring_bytes = ring_bytes
     lane.cpu = 0xFFFFFFFF           # nowhere yet
