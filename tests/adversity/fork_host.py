@@ -83,6 +83,8 @@ def main(transport: str) -> dict[str, Any]:
         seen["worker"] = in_child(worker)
         seen["total"] = forks.total(arrays["received"])
         seen["plugin_fork"] = forks.fork_and_call(SIZE)
+        seen["came_back"] = [forks.fork_and_come_back(how) for how in ("exit", "raise", "return")]
+        seen["total_after"] = forks.total(arrays["received"])
         seen["lent_before"], seen["lent"] = lent_before, client.stats().get("lent")
         arrays.clear()
         gc.collect()
