@@ -60,7 +60,7 @@ cdef object decode_error(Decoder dec, str method)               # -> fastplug.er
 
 
 cdef class Link:
-    # A two-way pipe of whole frames with one user on each side. Subclasses: the shared-memory lane, the socket's; PyLink.
+    # A two-way pipe of whole frames with one user on each side. Subclasses: the shared-memory lane, the socket's; HandoverLink, PyLink.
     cdef public Py_ssize_t inline_limit     # a longer payload must be spilled first; 0 when there is no limit
     # Sends one frame. Waits for space at most until `until_ns` (CLOCK_MONOTONIC, 0 = as long as the peer lives).
     # Raises DeadlineExceeded (nothing was sent), PluginDied, Closed, RemoteProtocolError.
@@ -72,6 +72,12 @@ cdef class Link:
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1
     # The frame received last has been decoded: whoever sent it may let go of the blocks that it names.
     cdef int consumed(self) except -1
+
+
+cdef class HandoverLink(Link):
+    # A Link between two threads, whose subclass is written in Python: send_frame(frame, until_s) -> None and receive_frame(until_s) -> frame
+    # or None (the time is up). A frame is opaque to it; the payload's memory passes from the encoder to the decoder without a copy.
+    pass
 
 
 cdef class PyLink(Link):

@@ -6,6 +6,7 @@ from fastplug._wire_buffer import ArrayPort as ArrayPort
 from fastplug._wire_buffer import Codec as Codec
 from fastplug._wire_buffer import Decoder as Decoder
 from fastplug._wire_buffer import Encoder as Encoder
+from fastplug._wire_buffer import Memory as Memory
 from fastplug._wire_buffer import live as live
 from fastplug._wire_containers import compile_node as compile_node
 from fastplug._wire_containers import has_arrays as has_arrays
@@ -20,7 +21,9 @@ __all__ = [
     "Decoder",
     "Encoder",
     "Header",
+    "HandoverLink",
     "Link",
+    "Memory",
     "MethodCodec",
     "PyLink",
     "Unfit",
@@ -68,6 +71,12 @@ class Link:
     inline_limit: int
     @property
     def gathers(self) -> bool: ...
+
+_Frame: TypeAlias = tuple[bytes, Memory, int]
+
+class HandoverLink(Link):
+    def send_frame(self, frame: _Frame, until_s: float | None) -> None: ...
+    def receive_frame(self, until_s: float | None) -> _Frame | None: ...
 
 class PyLink(Link):
     def send_frame(self, frame: bytes, until_s: float | None) -> None: ...

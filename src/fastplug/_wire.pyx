@@ -21,7 +21,7 @@ from fastplug.annotation import MISSING, Kind, TypeNode
 from fastplug.errors import LocalProtocolError, RemoteProtocolError, remote_error
 
 __all__ = [
-    "ArrayPort", "Codec", "Decoder", "Encoder", "Header", "Link", "MESSAGE_BYTES_MAX", "MethodCodec", "PyLink", "Unfit",
+    "ArrayPort", "Codec", "Decoder", "Encoder", "Header", "HandoverLink", "Link", "MESSAGE_BYTES_MAX", "Memory", "MethodCodec", "PyLink", "Unfit",
     "compile_node", "has_arrays", "live", "pack_error", "pack_header", "unpack_error", "unpack_header",
 ]
 
@@ -30,7 +30,7 @@ cdef extern from "Python.h":
 
 MESSAGE_BYTES_MAX = MESSAGE_MAX
 # Cython keeps a cimported class to itself; Python finds them here, too.
-globals().update({cls.__name__: cls for cls in (ArrayPort, Codec, Decoder, Encoder)})
+globals().update({cls.__name__: cls for cls in (ArrayPort, Codec, Decoder, Encoder, Memory)})
 
 
 cdef class MethodCodec:
@@ -276,6 +276,35 @@ cdef class Link:
 
     cdef int consumed(self) except -1:
         return 0
+
+
+cdef class HandoverLink(Link):
+    cdef int send_encoded(self, FrameHeader* header, Encoder enc, int64_t until_ns) except -1:
+        # By its next message the encoder sees that its memory has another owner, and takes a new one.
+        packed = PyBytes_FromStringAndSize(<char*>header, HEADER_BYTES)
+        self.send_frame((packed, enc.memory, enc.data - enc.memory.data), until_ns / 1e9 if until_ns else None)
+        return 0
+
+    cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1:
+        cdef Memory memory
+        cdef Py_ssize_t start
+        received = self.receive_frame(until_ns / 1e9 if until_ns else None)
+        if received is None:
+            return 0
+        packed, memory, start = received
+        read_header(packed, header)
+        if start < 0 or header.size > memory.bytes - start:
+            raise LocalProtocolError(f"a frame of {header.size} bytes was handed over in memory of {memory.bytes - start}")
+        dec.adopt(memory, memory.data + start, header.size)
+        return 1
+
+    def send_frame(self, frame, until_s):
+        """Hands one frame over. Raises DeadlineExceeded (nothing was sent), PluginDied, Closed."""
+        raise LocalProtocolError(f"{type(self).__name__} does not send")
+
+    def receive_frame(self, until_s):
+        """The next frame, or None when the clock (CLOCK_MONOTONIC) reached ``until_s``."""
+        raise LocalProtocolError(f"{type(self).__name__} does not receive")
 
 
 cdef class PyLink(Link):

@@ -54,12 +54,13 @@ cdef class Memory:
 cdef class Encoder:
     # A growing private buffer. reset() before each message; an error leaves it unusable until the next reset().
     cdef Memory memory
-    cdef unsigned char* data            # where the memory starts
+    cdef unsigned char* data            # where the message starts in it
     cdef Py_ssize_t size
     cdef Py_ssize_t room                # what `size` may become before grow() has to look
     cdef Py_ssize_t limit               # bytes; a larger message is refused
     cdef int depth
     cdef int small                      # messages in a row that were small for the memory
+    cdef Py_ssize_t phase               # as in Decoder, for a decoder that takes the memory over
     # Large arrays that are sent from where they lie: only over a Link that gathers. The payload has `size + outside` bytes.
     cdef bint gathers
     cdef Py_ssize_t outside
@@ -69,7 +70,7 @@ cdef class Encoder:
     cdef readonly ArrayPort port
     cdef int reset(self) except -1
     cdef int grow(self, Py_ssize_t more) except -1
-    cdef void use(self, Memory memory) noexcept
+    cdef void use(self, Memory memory, Py_ssize_t start) noexcept
     cdef bint refer(self, object owner, const void* data, Py_ssize_t n) except -1       # False: copy it instead
     cdef void let_go(self) noexcept     # of the pieces
     cdef inline unsigned char* take(self, Py_ssize_t n) except NULL:     # n more bytes, uninitialised

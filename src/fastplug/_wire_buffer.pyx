@@ -4,7 +4,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_New, PyTuple_SET_ITEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from fastplug import _wire_words as words
@@ -16,6 +16,7 @@ __all__ = ["ArrayPort", "Codec", "Decoder", "Encoder", "Memory", "live"]
 cdef extern from *:
     """
     #include <stdlib.h>
+    #include <string.h>
     #include <sys/mman.h>
     #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
     #error "fastplug copies integers to the wire as they lie in memory, and the wire is little-endian"
@@ -35,9 +36,22 @@ cdef extern from *:
     #endif
         return memory;
     }
+
+    static void* fastplug_resize(void* memory, size_t before, size_t n) {
+        void* other;
+        if (before >= FASTPLUG_HUGE_BYTES || n < FASTPLUG_HUGE_BYTES)
+            return realloc(memory, n);
+        other = fastplug_allocate(n);
+        if (other) {
+            memcpy(other, memory, before);
+            free(memory);
+        }
+        return other;
+    }
     """
     void fastplug_count(Py_ssize_t counter, int n) noexcept nogil
     void* fastplug_allocate(size_t n) noexcept nogil
+    void* fastplug_resize(void* memory, size_t before, size_t n) noexcept nogil     # n > before
     Py_ssize_t Py_REFCNT(object)
 
 cdef enum:
@@ -77,7 +91,7 @@ cdef class Memory:
         free(self.data)
 
     cdef int resize(self, Py_ssize_t n) except -1:
-        cdef unsigned char* other = <unsigned char*>realloc(self.data, n)
+        cdef unsigned char* other = <unsigned char*>fastplug_resize(self.data, self.bytes, n)
         if other == NULL:
             raise MemoryError(f"no memory for a message of {n} bytes")
         self.data = other
@@ -97,7 +111,7 @@ cdef class Encoder:
         if not 0 < limit <= MESSAGE_MAX:
             raise LocalProtocolError(f"Encoder: limit must be 1..{MESSAGE_MAX} bytes, got {limit}")
         self.limit = limit
-        self.use(Memory(BUFFER_BYTES_FIRST))
+        self.use(Memory(BUFFER_BYTES_FIRST), 0)
         self.port = port
         self.owners = []
         fastplug_count(live_encoders, 1)
@@ -106,30 +120,31 @@ cdef class Encoder:
         if self.data != NULL:
             fastplug_count(live_encoders, -1)
 
-    cdef void use(self, Memory memory) noexcept:
+    cdef void use(self, Memory memory, Py_ssize_t start) noexcept:
         self.memory = memory
-        self.data = memory.data
-        self.room = min(memory.bytes, self.limit - self.outside)
+        self.data = memory.data + start
+        self.room = min(memory.bytes - start, self.limit - self.outside)
 
     cdef int reset(self) except -1:
         if self.piece_count:
             self.let_go()
         if too_large(self.memory, self.size, &self.small) or Py_REFCNT(self.memory) > 1:
-            self.use(Memory(BUFFER_BYTES_FIRST))
+            self.memory = Memory(BUFFER_BYTES_FIRST)
             self.small = 0
+        self.use(self.memory, -self.phase & LINE_BYTES - 1)
         self.size = 0
         self.depth = 0
         return 0
 
     cdef int grow(self, Py_ssize_t more) except -1:
-        cdef Py_ssize_t wanted
+        cdef Py_ssize_t wanted, start = self.data - self.memory.data
         if more > self.limit - self.outside - self.size:
             raise Unfit(f"a value that makes the message larger than {self.limit} bytes", final=True)
-        wanted = self.size + more
+        wanted = start + self.size + more
         if wanted > self.memory.bytes:
             # Twice as much, so that many small values cost little; no more than what is needed for one that is large.
             self.memory.resize(wanted + BUFFER_BYTES_FIRST if more > BUFFER_BYTES_KEPT else max(wanted, 2 * self.memory.bytes))
-        self.use(self.memory)
+        self.use(self.memory, start)
         return 0
 
     cdef bint refer(self, object owner, const void* data, Py_ssize_t n) except -1:
@@ -142,14 +157,14 @@ cdef class Encoder:
         piece.bytes = n
         self.piece_count += 1
         self.outside += n
-        self.use(self.memory)
+        self.use(self.memory, self.data - self.memory.data)
         return True
 
     cdef void let_go(self) noexcept:
         self.owners = []
         self.piece_count = 0
         self.outside = 0
-        self.use(self.memory)
+        self.use(self.memory, self.data - self.memory.data)
 
     def encode(self, Codec codec not None, value):
         """The bytes of one value. Raises ArgumentError when it does not fit. For tests and tools; not thread-safe."""

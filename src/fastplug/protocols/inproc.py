@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastplug._wire import PyLink
+from fastplug._wire import HandoverLink, Memory
 from fastplug.errors import ConfigError, DeadlineExceeded, HandshakeTimeout, StartError
 from fastplug.interfaces import interfaces_of
 from fastplug.plugin import InterfacePlugin, served_interfaces, set_up
@@ -33,33 +33,32 @@ __all__ = ["PROTOCOL", "InprocClient", "QueueLink", "load"]
 FRAMES_MAX = 1024
 # Longest single wait: Python handles signals between them (a queue's wait is not interrupted on all platforms).
 SLICE_S = 0.1
+# A queue that is full of calls that were given up is looked at this often.
+FULL_SLICE_S = 0.01
 # The thread ends after the call in hand, as a process would; one that does not is left behind as a daemon.
 STOP_TIMEOUT_S = 2.0
 
-Frame = bytes
+Frame = tuple[bytes, Memory, int]
 
 _log = logging.getLogger("fastplug.inproc")
 
 
-class QueueLink(PyLink):
-    """One end of a pair of bounded queues. None in a queue is the end."""
+class QueueLink(HandoverLink):
+    """One end of a pair of queues. None in a queue is the end."""
 
-    def __init__(self, inbound: queue.Queue[Frame | None], outbound: queue.Queue[Frame | None]) -> None:
+    def __init__(self, inbound: queue.SimpleQueue[Frame | None], outbound: queue.SimpleQueue[Frame | None]) -> None:
         super().__init__()
         self._inbound = inbound
         self._outbound = outbound
         self._gone = False
 
-    def send_frame(self, frame: Frame | memoryview, until_s: float | None) -> None:
-        frame = bytes(frame)
+    def send_frame(self, frame: Frame, until_s: float | None) -> None:
         while not self._gone:
-            left_s = SLICE_S if until_s is None else min(SLICE_S, until_s - time.monotonic())
-            if left_s <= 0:
+            if self._outbound.qsize() < FRAMES_MAX:
+                return self._outbound.put(frame)
+            if until_s is not None and time.monotonic() >= until_s:
                 raise DeadlineExceeded("the plugin did not take the call before the deadline; nothing was sent")
-            try:
-                return self._outbound.put(frame, timeout=left_s)
-            except queue.Full:
-                continue
+            time.sleep(FULL_SLICE_S)
         raise EOFError("the other end is closed")
 
     def receive_frame(self, until_s: float | None) -> Frame | None:
@@ -81,10 +80,7 @@ class QueueLink(PyLink):
     def peer_gone(self) -> None:
         """Any thread: whoever waits here ends with EOFError."""
         self._gone = True
-        try:
-            self._inbound.put_nowait(None)
-        except queue.Full:
-            return  # whoever reads sees the flag when the queue is empty
+        self._inbound.put(None)
 
 
 def load(module: str, attribute: str) -> list[tuple[Interface, Any]]:
@@ -110,8 +106,8 @@ class InprocClient:
     def __init__(self, context: HostContext) -> None:
         self._context = context
         self._offers = announced(context.implementations)
-        to_plugin: queue.Queue[Frame | None] = queue.Queue(FRAMES_MAX)
-        to_host: queue.Queue[Frame | None] = queue.Queue(FRAMES_MAX)
+        to_plugin: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        to_host: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._link, self._far = QueueLink(to_host, to_plugin), QueueLink(to_plugin, to_host)
         self._caller = Caller(self._link, DeferredPort(context.config.strict_zero_copy), context.lost)
         self._server = Server(self._far, DeferredPort(), handlers(context.implementations))

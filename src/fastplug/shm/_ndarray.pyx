@@ -276,11 +276,15 @@ cdef class _Described(ArrayPort):
     cdef int _put_inline(self, Encoder enc, cnp.ndarray array) except -1:
         cdef int order = _order(array)
         cdef uint64_t n = cnp.PyArray_NBYTES(array)
+        cdef unsigned char* at
         _put_head(enc, array, FORM_INLINE, ORDER_FORTRAN if order == ORDER_FORTRAN else ORDER_C)
         memcpy(enc.take(8), &n, 8)
         if n >= <uint64_t>_GATHERED_BYTES and order != ORDER_STRIDED and enc.refer(array, cnp.PyArray_DATA(array), n):
             return 0
-        _copy_to(enc.take(n), array, order)
+        at = enc.take(n)
+        if n >= <uint64_t>_VIEW_BYTES and <uint64_t>at % <uint64_t>max(array.descr.alignment, 1):
+            enc.phase = at - enc.data
+        _copy_to(at, array, order)
         return 0
 
     cdef object _get_inline(self, Decoder dec):
