@@ -88,6 +88,7 @@ def test_a_stopped_plugin_does_not_answer_a_ping(start: Start) -> None:
     client.ping()
     assert client.pid is not None
     os.kill(client.pid, signal.SIGSTOP)
+    assert os.waitid(os.P_PID, client.pid, os.WSTOPPED | os.WNOWAIT)  # now all of its threads have stopped
     try:
         with pytest.raises(fastplug.DeadlineExceeded):
             client.ping(timeout_s=0.1)

@@ -1,7 +1,7 @@
 """A wrong use is a type error, a right one is not: in mypy --strict and in pyright.
 
 pyrightconfig.json has pyright's settings. Each expected error carries an ignore comment for each checker. Both are told to report
-comments that they do not need, and pyright not to look at mypy's: so no output means that each checker found each mistake, and nothing else.
+comments that they do not need, and pyright not to look at mypy's: so no output means that each found every mistake, and nothing else.
 """
 
 from __future__ import annotations
