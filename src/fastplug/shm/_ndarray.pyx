@@ -168,7 +168,8 @@ cdef int _put_head(Encoder enc, cnp.ndarray array, int form, int order) except -
     at[0] = TAG_ARRAY
     memcpy(at + 1, &head, sizeof(ArrayHead))
     at += 1 + sizeof(ArrayHead)
-    memcpy(at, cnp.PyArray_DIMS(array), 8 * ndim)
+    if ndim:                    # a 0-d array has no list of dimensions to copy from
+        memcpy(at, cnp.PyArray_DIMS(array), 8 * ndim)
     if order == ORDER_STRIDED:
         memcpy(at + 8 * ndim, cnp.PyArray_STRIDES(array), 8 * ndim)
     return 0
