@@ -19,7 +19,7 @@ KEPT_INSIDE: dict[str, dict[str, str]] = {
     "fastplug.interfaces": dict.fromkeys(
         ("Interface", "Method", "Parameter", "check_implementation", "interface_of", "interfaces_of"), _DESCRIPTION
     ),
-    "fastplug.plugin": {"served_interfaces": _DESCRIPTION},
+    "fastplug.plugin": dict.fromkeys(("served_interfaces", "set_up"), _DESCRIPTION),
     "fastplug.deadlines": dict.fromkeys(("UNTIL_NS", "remaining_s"), "read by protocols; users set a deadline"),
 }
 

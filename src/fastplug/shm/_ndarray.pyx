@@ -10,12 +10,15 @@ cimport numpy as cnp
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, intptr_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastplug._wire cimport ArrayPort, Codec, Decoder, Encoder
 from fastplug.shm._arena cimport Block, Loan, OwnLease, own_lease
 from fastplug.shm._borrowed cimport Lease
+from fastplug.shm._descriptor cimport (
+    FORM_HOME, FORM_INLINE, FORM_LENT, MAX_NDIM, ORDER_C, ORDER_FORTRAN, ORDER_STRIDED, TAG_ARRAY, ArrayHead, Place, extent,
+)
 from fastplug.shm._port cimport ArenaPort
 from fastplug.shm._segment cimport Segment
 
@@ -33,16 +36,6 @@ cdef extern from "numpy/arrayobject.h":
     PyTypeObject PyArray_Type
     enum: NPY_MAXDIMS, NPY_ARRAY_ALIGNED, NPY_ARRAY_F_CONTIGUOUS, NPY_ARRAY_WRITEABLE
 
-cdef enum:
-    TAG_ARRAY = 0x13
-    FORM_INLINE = 0
-    FORM_LENT = 1
-    FORM_HOME = 2
-    ORDER_C = 0
-    ORDER_FORTRAN = 1
-    ORDER_STRIDED = 2
-    MAX_NDIM = 64               # wire.md; numpy 2 has the same limit
-
 # Below this an array travels inline: two copies of so little cost less than a lease.
 INLINE_BYTES = 1024
 cdef Py_ssize_t _INLINE_BYTES = INLINE_BYTES
@@ -55,20 +48,6 @@ cdef Py_ssize_t _VIEW_BYTES = 32 * 1024
 cdef Py_ssize_t _VIEW_SHARE = 4
 # How many steps from a view to its owner are followed: numpy collapses chains of views, so real ones have two or three.
 cdef int _BASES_MAX = 16
-
-cdef packed struct ArrayHead:
-    uint8_t form
-    uint8_t kind
-    uint8_t itemsize
-    uint8_t ndim
-    uint8_t order
-    uint8_t zero0
-    uint8_t zero1
-
-cdef struct Place:
-    uint32_t segment
-    uint32_t slot
-    uint64_t offset
 
 # What may travel: native byte order, no references, no structure.
 _DTYPES = {}
@@ -128,31 +107,6 @@ cdef object _owner(cnp.ndarray array):
         else:
             return None
     return None
-
-
-cdef int _extent(int ndim, const cnp.npy_intp* shape, const cnp.npy_intp* strides, int64_t itemsize, int64_t* low, int64_t* high) except -1:
-    """The bytes that an array touches, relative to its first element: [low, high). 0 when a sum overflows."""
-    cdef int i
-    cdef int64_t reach
-    low[0] = 0
-    high[0] = itemsize
-    for i in range(ndim):
-        if shape[i] == 0:
-            low[0] = high[0] = 0
-            return 1
-    for i in range(ndim):
-        if strides[i] == 0 or shape[i] == 1:
-            continue
-        if (shape[i] - 1) > (INT64_MAX >> 2) // (strides[i] if strides[i] > 0 else -strides[i] if strides[i] > -INT64_MAX else INT64_MAX):
-            return 0
-        reach = (shape[i] - 1) * strides[i]
-        if reach > 0:
-            high[0] += reach
-        else:
-            low[0] += reach
-        if high[0] > (INT64_MAX >> 2) or low[0] < -(INT64_MAX >> 2):
-            return 0
-    return 1
 
 
 cdef int _put_head(Encoder enc, cnp.ndarray array, int form, int order) except -1:
@@ -259,7 +213,7 @@ cdef int _read(_Description it, Decoder dec, Codec codec) except -1:
     it.nbytes = 0 if empty else size * it.head.itemsize
     if it.head.order == ORDER_STRIDED:
         memcpy(it.strides, dec.need(8 * ndim), 8 * ndim)
-        if not _extent(ndim, it.shape, it.strides, it.head.itemsize, &it.low, &it.high):
+        if not extent(ndim, <const intptr_t*>it.shape, <const intptr_t*>it.strides, it.head.itemsize, &it.low, &it.high):
             raise RemoteProtocolError("the strides of an array overflow")
     else:
         it.low = 0
@@ -367,7 +321,7 @@ cdef class ArenaArrays(_Described):
         cdef Place place
         cdef int64_t low, high, at
         cdef int order = _order(array)
-        if owner is None or not _extent(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), cnp.PyArray_STRIDES(array), cnp.PyArray_ITEMSIZE(array), &low, &high):
+        if owner is None or not extent(cnp.PyArray_NDIM(array), <const intptr_t*>cnp.PyArray_DIMS(array), <const intptr_t*>cnp.PyArray_STRIDES(array), cnp.PyArray_ITEMSIZE(array), &low, &high):
             return False
         if type(owner) is OwnLease:
             block = (<OwnLease>owner).block
