@@ -51,6 +51,9 @@ class FastServer:
         """HELLO, then calls, until SHUTDOWN or the end of the host."""
         try:
             self._shake_hands()
+        except RemoteProtocolError:
+            _log.exception("the host broke the protocol before it was connected; the plugin ends")
+            return
         except (EOFError, TimeoutError, OSError) as error:
             _log.warning("the host ended before it connected: %s", error)
             return
