@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -31,6 +32,10 @@ OUR_FILES = ("fastplug-", "plugin")
 OUR_MAPPINGS = "/memfd:fastplug"
 
 failed = pytest.StashKey[bool]()
+
+# A run that a shell started in the background has SIGINT ignored, and so would all that it starts: tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run of `make test`; `make fuzz` draws new ones, and many. No example has a time limit.
 hypothesis.settings.register_profile("test", deadline=None, derandomize=True)
