@@ -242,9 +242,10 @@ class Client:
         )
         self._line = line
         self._plugins = self.config.offered_versions()[line.app_version]
+        protocol = protocol_named(line.protocol)
         if choice is not None:
             launch.control = None  # the protocol owns it from here on, also when it fails
-        self._adopt(protocol_named(line.protocol).connect(context))
+        self._adopt(protocol.connect(context))
         self._watch_exit(launch.runner)
 
     def _adopt(self, protocol: ClientProtocol) -> None:
