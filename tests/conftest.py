@@ -33,7 +33,7 @@ OUR_MAPPINGS = "/memfd:fastplug"
 
 failed = pytest.StashKey[bool]()
 
-# A run that a shell started in the background has SIGINT ignored, and so would all that it starts: tests of Ctrl-C would wait for ever.
+# A run that a shell started in the background has SIGINT ignored, and so would all that it starts: tests of Ctrl-C would wait in vain.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
