@@ -14,7 +14,7 @@ import sys
 
 from fastplug import _wire_scalars as scalars
 from fastplug import _wire_words as words
-from fastplug._wire_words import Unfit
+from fastplug._wire_words import Unbuilt, Unfit
 from fastplug.annotation import MISSING, Kind
 from fastplug.errors import LocalProtocolError
 
@@ -236,7 +236,7 @@ cdef class StructCodec(Codec):
                 return PyObject_Call(self.cls, <PyObject*>values, NULL)
             return self.cls(**dict(zip(self.names, values)))
         except Exception as error:
-            raise broken(dec, f"a {self.canonical} that its constructor refuses ({type(error).__name__}: {error})") from error
+            raise Unbuilt(f"the peer sent a {self.canonical} that its constructor here refuses ({type(error).__name__}: {error})") from error
 
     cdef tuple completed(self, Decoder dec, tuple values):
         # With the defaults of the fields that an older peer does not know.

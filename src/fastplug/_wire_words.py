@@ -14,6 +14,7 @@ from fastplug.signature import canonical
 
 __all__ = [
     "TRACEBACK_BYTES_MAX",
+    "Unbuilt",
     "Unfit",
     "argument_error",
     "canonical",
@@ -38,6 +39,11 @@ __all__ = [
 TRACEBACK_BYTES_MAX = 64 * 1024
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+class Unbuilt(RemoteProtocolError):
+    """A class of this side refused the values of its fields. The payload itself is sound, and so is the connection; the cause is what the
+    constructor raised."""
 
 
 class Unfit(Exception):  # noqa: N818  it is no error of the tree

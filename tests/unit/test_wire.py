@@ -329,7 +329,7 @@ def test_constructors_that_refuse() -> None:
     node.fields = (FieldNode("x", TypeNode(Kind.INT)),)
     codec = compile_node(node)
     assert Decoder().decode(codec, Encoder().encode(codec, Picky(1))) == Picky(1)
-    with pytest.raises(RemoteProtocolError, match=r"constructor refuses \(ValueError: zero\)"):
+    with pytest.raises(RemoteProtocolError, match=r"constructor here refuses \(ValueError: zero\)"):
         Decoder().decode(codec, bytes.fromhex("12 01000000 03 0000000000000000"))
 
 

@@ -16,10 +16,11 @@ from libc.string cimport memset
 
 from fastplug._wire cimport (
     FLAG_SPILLED, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, Decoder, Encoder, FrameHeader, Link, MethodCodec,
-    decode_error, encode_error, skip_value,
+    decode_error, encode_error, skip_rest, skip_value,
 )
 from fastplug.shm._port cimport ArenaPort
 
+from fastplug._wire_words import Unbuilt
 from fastplug.deadlines import UNTIL_NS as _until_ns
 from fastplug.errors import ArgumentError, Closed, CopyRequired, DeadlineExceeded, LocalProtocolError, PluginError, RemoteError, RemoteProtocolError, ResultError
 
@@ -220,7 +221,8 @@ cdef class Caller:
                 raise           # the handler's own
             raise self.lost(method.codec.qualified) from (error if error.args else None)
         except RemoteProtocolError as error:
-            self.refusal = error
+            if not isinstance(error, Unbuilt):
+                self.refusal = error
             raise
         finally:
             self._unlock()
@@ -274,6 +276,9 @@ cdef class Caller:
         if header.kind == FRAME_REPLY:
             try:
                 return method.codec.decode_result(self.dec)
+            except Unbuilt:
+                skip_rest(self.dec)     # what it did not come to is given back
+                raise
             finally:
                 self.link.consumed()
         if header.kind == FRAME_ERROR:
@@ -382,7 +387,12 @@ cdef class Server:
             if self.arena_port is None:
                 raise RemoteProtocolError("a spilled payload came where there is no shared memory")
             self.arena_port.unspill(self.dec)
-        values = codec.decode_arguments(self.dec)
+        try:
+            values = codec.decode_arguments(self.dec)
+        except Unbuilt as error:        # as if the handler had raised it: the caller chose the values
+            skip_rest(self.dec)
+            self.link.consumed()
+            return self._fail(header, error.__cause__)
         self.link.consumed()
         self.calls += 1
         self.enc.reset()

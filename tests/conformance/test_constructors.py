@@ -1,0 +1,40 @@
+"""A class of the receiver may refuse what the sender's class allowed: one call fails, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from tests.plugins import fussy_api
+from tests.plugins.fussy_api import Fussy, Level
+from tests.plugins.fussy_plugin import Levels
+
+import fastplug
+
+Start = Callable[..., fastplug.Client]
+
+
+@pytest.mark.transports("shm", "socket")
+def test_a_constructor_in_the_plugin_refuses(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = start(Levels)
+    fussy = client.dispense(Fussy)
+    array = client.empty(4096)
+    with monkeypatch.context() as here:
+        here.setitem(fussy_api.LIMITS, "most", 99)
+        level = Level(50)  # this side allows it
+    with pytest.raises(ValueError, match="level 50 is over 10") as caught:
+        fussy.set(level, array)
+    assert isinstance(caught.value, fastplug.RemoteError)
+    assert fussy.set(Level(3), np.ones(5)) == 8
+    if client.transport == "shm":
+        assert client.stats()["lent"] == 0
+
+
+@pytest.mark.transports("shm", "socket")
+def test_a_constructor_in_the_host_refuses(start: Start) -> None:
+    fussy = start(Levels).dispense(Fussy)
+    with pytest.raises(fastplug.RemoteProtocolError, match="constructor here refuses") as caught:
+        fussy.get(50)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert fussy.get(4) == Level(4)
