@@ -64,8 +64,8 @@ def cycle(peer: Peer) -> Iterator[int]:
         turn = (turn + 1) % ARRAY_ELEMENTS
         for array in (x, shared):
             assert echo_dict(ECHO_DICT) == ECHO_DICT
-            assert touch(array, turn, 0, 1).values == [turn, 0.0, 1.0]
-            assert touch(array, 1, turn, 2).values == [1.0, turn, 2.0]
+            assert touch(array, turn, 0, 1)[1:] == (turn, 0.0, 1.0)
+            assert touch(array, 1, turn, 2)[1:] == (1.0, turn, 2.0)
         yield 16
 
 
