@@ -55,7 +55,7 @@ def fault_row(request: pytest.FixtureRequest) -> Callable[..., None]:
         assert not said or do in str(error), f"the text does not say {do!r}: {error}"
         row = row_of(what, error, do)
         recorded.add(row)
-        assert writing or row.line() in committed, f"docs/faults.md lacks or differs from\n{row.line()}\nrun: pytest tests/adversity --write-faults"
+        assert writing or row.line() in committed, f"docs/faults.md lacks\n{row.line()}\nTo write it: pytest tests/adversity --write-faults"
 
     return record
 

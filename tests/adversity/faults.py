@@ -22,7 +22,7 @@ ROOT = DOCUMENT.parents[1]
 HEAD = """# Faults
 
 Made by the tests in `tests/adversity` (`pytest tests/adversity --write-faults`); every other run compares. Each row is an error as a test
-met it: its text without quoted tracebacks and diagnosis, pids and paths shortened. What is left out of a text is `[...]`.
+met it: its text without the plugin's traceback and the command line, with pids and paths shortened.
 
 | what happens | error | fault of | text | what to do |
 |---|---|---|---|---|
@@ -61,15 +61,17 @@ def _cell(text: str) -> str:
 
 
 def _classes(error: BaseException) -> str:
-    builtin = next((base.__name__ for base in type(error).__mro__ if base.__module__ == "builtins" and base not in (Exception, BaseException, object)), "")
+    ancestors = [base.__name__ for base in type(error).__mro__ if base.__module__ == "builtins" and base is not Exception]
+    builtin = ancestors[0] if ancestors[0] not in ("BaseException", "object") else ""
     own = type(error).__name__
     return f"`{own}`" + (f" (also `{builtin}`)" if builtin and builtin != own else "")
 
 
 def normalised(text: str) -> str:
     """What differs from run to run, and from machine to machine, replaced."""
-    text = re.split(r"\n\nThe plugin's traceback:|\nCommand: ", text)[0]
-    for known, word in ((str(ROOT), "..."), (tempfile.gettempdir(), "/tmp"), (sys.executable, "python")):  # noqa: S108
+    text = text.partition("\n\nThe plugin's traceback:")[0]
+    text = re.sub(r"\nCommand: .*", "", text)
+    for known, word in ((str(ROOT), "..."), (tempfile.gettempdir(), "/tmp"), (sys.executable, "python")):
         text = text.replace(known, word)
     text = re.sub(r"/[^ '\"|]*/pytest-[^ /]+/pytest-\d+/[^ /'\"]+", "/tmp", text)
     text = re.sub(r"\b(pid|process) \d+", r"\1 N", text)

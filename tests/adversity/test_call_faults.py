@@ -100,7 +100,9 @@ def test_an_exception_in_the_plugin(fault_row: FaultRow, start: Start, transport
     assert "in _raise" in str(error)
     assert faults.echo("a") == "a"  # the plugin goes on
     if transport == "shm" and kind in ("KeyError", "SystemExit", "Unbuildable"):
-        fault_row(f"a handler raises {kind}" + (", which cannot be rebuilt here" if kind == "Unbuildable" else ""), error, said=False, do="read the traceback of the plugin, which follows in the text")
+        rebuilt = ", which cannot be rebuilt here" if kind == "Unbuildable" else ""
+        do = "read the traceback of the plugin, which follows in the text"
+        fault_row(f"a handler raises {kind}{rebuilt}", error, said=False, do=do)
 
 
 # -- death
@@ -344,12 +346,13 @@ def give_up(function: Callable[..., Any], after_s: float, *args: Any) -> Any:
 def test_a_plugin_that_keeps_what_it_got(fault_row: FaultRow, start: Start) -> None:
     client = start("shm", arena_limit_bytes=16 << 20)
     faults = client.dispense(Faults)
-    with pytest.raises(fastplug.ArenaExhausted) as caught:
+    with pytest.raises(fastplug.ArenaExhausted) as caught:  # noqa: PT012  which call of the loop is the machine's affair
         for _ in range(40):
             array = client.empty(1 << 17)
             faults.keep(array)
     assert isinstance(caught.value, MemoryError)
-    fault_row("the plugin keeps more arrays than fit into the arena", caught.value, do="Drop arrays that are no longer needed on either side, or raise arena_limit_bytes.")
+    do = "Drop arrays that are no longer needed on either side, or raise arena_limit_bytes."
+    fault_row("the plugin keeps more arrays than fit into the arena", caught.value, do=do)
     del array
     assert faults.drop() > 5
     assert client.empty(1 << 17).size == 1 << 17
@@ -363,7 +366,9 @@ def test_blocks_that_do_not_come_back(fault_row: FaultRow, start: Start) -> None
         faults.keep(next(ring))
     with pytest.raises(fastplug.ArenaExhausted) as caught:
         next(ring)
-    fault_row("blocks() and a plugin that keeps them all", caught.value, do="Let the reader drop its arrays, or ask for more blocks (count=).")
+    fault_row(
+        "blocks() and a plugin that keeps them all", caught.value, do="Let the reader drop its arrays, or ask for more blocks (count=)."
+    )
 
 
 def test_a_copy_where_none_is_allowed(fault_row: FaultRow, start: Start) -> None:
@@ -403,7 +408,8 @@ def test_a_call_from_a_signal_handler_of_the_thread_that_waits(fault_row: FaultR
         signal.signal(signal.SIGUSR1, before)
     assert len(caught) == 1
     if transport == "shm":
-        fault_row("a call from a signal handler of the thread that waits on the same handle", caught[0], do="make the call after that one, or open a second handle")
+        what = "a call from a signal handler of the thread that waits on the same handle"
+        fault_row(what, caught[0], do="make the call after that one, or open a second handle")
 
 
 @every_process

@@ -117,7 +117,8 @@ def test_after_the_last_plugin_nothing_is_left(transport: str) -> None:
         def held():
             gc.collect()
             maps = Path("/proc/self/maps").read_text()
-            return (sorted(os.listdir("/proc/self/fd")), sorted(thread.name for thread in threading.enumerate()), maps.count("memfd:fastplug"))
+            threads = sorted(thread.name for thread in threading.enumerate())
+            return sorted(os.listdir("/proc/self/fd")), threads, maps.count("memfd:fastplug")
 
         def once():
             with started(sys.argv[1]) as client:
@@ -137,6 +138,7 @@ def test_after_the_last_plugin_nothing_is_left(transport: str) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transport", ["shm", "socket"])
 def test_fifty_plugins_in_a_row(transport: str) -> None:
     ends_silently(

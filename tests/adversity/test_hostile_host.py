@@ -40,8 +40,10 @@ class HostileHost:
         self.before = set(os.listdir("/proc/self/fd"))
         mine, theirs = socket.socketpair()
         with theirs:
-            env = host_environment(environment(), {}, DEFAULT_HANDSHAKE, versions=[1], offer=Offer(os.getpid(), theirs.fileno(), transports=("shm",)))
-            self.plugin = subprocess.Popen(COMMAND, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=[theirs.fileno()])
+            offer = Offer(os.getpid(), theirs.fileno(), transports=("shm",))
+            env = host_environment(environment(), {}, DEFAULT_HANDSHAKE, versions=[1], offer=offer)
+            pipe = subprocess.PIPE
+            self.plugin = subprocess.Popen(COMMAND, env=env, stdout=pipe, stderr=pipe, text=True, pass_fds=[theirs.fileno()])
         self.peer = Peer(mine)
         assert self.plugin.stdout is not None
         assert self.plugin.stdout.readline().endswith("|fast|\n")

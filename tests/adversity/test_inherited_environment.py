@@ -15,7 +15,8 @@ from tests.adversity.running import COMMAND, plugin_environment
 import fastplug
 from fastplug.config import DEFAULT_HANDSHAKE
 
-GO_HOST = [sys.executable, str(Path(__file__).with_name("unaware_go_host.py")), DEFAULT_HANDSHAKE.magic_cookie_key, DEFAULT_HANDSHAKE.magic_cookie_value]
+COOKIE = [DEFAULT_HANDSHAKE.magic_cookie_key, DEFAULT_HANDSHAKE.magic_cookie_value]
+GO_HOST = [sys.executable, str(Path(__file__).with_name("unaware_go_host.py")), *COOKIE]
 
 # An outer plugin: it keeps the offer that was made to it in its environment and in an open descriptor, as a program would that knows
 # nothing of fastplug, and starts the next one.
@@ -60,7 +61,8 @@ def test_a_void_offer_means_grpc(offer: str) -> None:
     """The parent of the plugin is the go-plugin host; {parent} is made its pid by a shell that becomes it."""
     variables = {**environment(), "OFFER": offer}
     becomes = 'FASTPLUG_OFFER=$(echo "$OFFER" | sed "s/{parent}/$$/"); export FASTPLUG_OFFER; exec "$@"'
-    done = subprocess.run(["/bin/sh", "-c", becomes, "sh", *GO_HOST, *COMMAND], env=variables, capture_output=True, text=True, timeout=WATCHDOG_S)
+    argv = ["/bin/sh", "-c", becomes, "sh", *GO_HOST, *COMMAND]
+    done = subprocess.run(argv, env=variables, capture_output=True, text=True, timeout=WATCHDOG_S)
     assert done.returncode == 0, done
 
 

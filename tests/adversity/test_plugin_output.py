@@ -77,7 +77,14 @@ Start = Callable[..., fastplug.Client]
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_prints_and_logs_arrive_with_their_levels(start: Start, records: Records, transport: str) -> None:
     faults = start(transport).dispense(Faults)
-    for how, level in (("print", "INFO"), ("printf", "INFO"), ("child", "INFO"), ("DEBUG", "DEBUG"), ("WARNING", "WARNING"), ("ERROR", "ERROR")):
+    for how, level in (
+        ("print", "INFO"),
+        ("printf", "INFO"),
+        ("child", "INFO"),
+        ("DEBUG", "DEBUG"),
+        ("WARNING", "WARNING"),
+        ("ERROR", "ERROR"),
+    ):
         faults.say(how, f"said by {how}!")
         assert records.first(f"said by {how}!").levelname == level
     faults.say("stderr", "said on stderr")
@@ -134,7 +141,9 @@ with started(sys.argv[1]) as client:
 def test_breakpoint_in_a_handler(transport: str) -> None:
     """The plugin takes the terminal, reads commands, gives it back; then the call returns."""
     master, slave = pty.openpty()
-    host = subprocess.Popen([*source(DEBUGGED), transport], stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=environment())
+    host = subprocess.Popen(
+        [*source(DEBUGGED), transport], stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=environment()
+    )
     os.close(slave)
     seen = ""
 

@@ -100,7 +100,11 @@ def test_a_program_that_ends_in_the_middle_of_its_line() -> None:
     assert "it ended in the middle of a line: '1|1|unix'" in str(error)
 
 
-BANNER = "print('line\\n' * {lines}, end='', flush=True); import runpy; runpy.run_module('tests.plugins.faults_plugin', run_name='__main__')"
+BANNER = """
+import runpy
+print('line\\n' * {lines}, end='', flush=True)
+runpy.run_module('tests.plugins.faults_plugin', run_name='__main__')
+"""
 
 
 @pytest.mark.parametrize("lines", [1, 64])
@@ -142,14 +146,29 @@ def test_the_cookie_is_wrong(fault_row: FaultRow) -> None:
     [
         ("1|1|unix|/x|soap|", fastplug.UnsupportedProtocol, "it speaks an unknown protocol", "build the plugin for one of these"),
         ("1|1|unix|/x|netrpc|", fastplug.UnsupportedProtocol, "it speaks a protocol that this host does not allow", "allow gRPC"),
-        ("2|1|unix|/x|grpc|", fastplug.IncompatibleVersion, "it has an unknown core version", "the plugin usually only needs to be recompiled"),
+        (
+            "2|1|unix|/x|grpc|",
+            fastplug.IncompatibleVersion,
+            "it has an unknown core version",
+            "the plugin usually only needs to be recompiled",
+        ),
         ("one|1|unix|/x|grpc|", fastplug.HandshakeError, "its core version is no number", "print to stderr until it serves"),
         ("1|9|unix|/x|grpc|", fastplug.IncompatibleVersion, "it serves another application version", "Update the older of the two"),
         ("1|one|unix|/x|grpc|", fastplug.HandshakeError, "its application version is no number", "Report this to the plugin author."),
         ("1|1|pigeon|/x|grpc|", fastplug.HandshakeError, "it listens on an unknown kind of network", "Report this to the plugin author."),
         ("1|1|unix||grpc|", fastplug.HandshakeError, "its address is empty", "Report this to the plugin author."),
-        ("1|1|inherit|3/1/shm|grpc|", fastplug.HandshakeError, "it speaks gRPC over an inherited descriptor", "Report this to the plugin author."),
-        ("1|1|inherit|999/1/shm|fast|", fastplug.HandshakeError, "it takes a descriptor that was not offered", "Report this to the plugin author."),
+        (
+            "1|1|inherit|3/1/shm|grpc|",
+            fastplug.HandshakeError,
+            "it speaks gRPC over an inherited descriptor",
+            "Report this to the plugin author.",
+        ),
+        (
+            "1|1|inherit|999/1/shm|fast|",
+            fastplug.HandshakeError,
+            "it takes a descriptor that was not offered",
+            "Report this to the plugin author.",
+        ),
     ],
 )
 def test_a_line_that_is_refused(fault_row: FaultRow, line: str, kind: type[fastplug.PluginError], what: str, do: str) -> None:

@@ -107,7 +107,7 @@ class Faulty(Faults):
         return [subprocess.Popen(forever).pid, subprocess.Popen(forever, start_new_session=True).pid]
 
     def debug(self, x: int) -> int:
-        breakpoint()
+        breakpoint()  # noqa: T100  that is what is tested
         return x + 1
 
 

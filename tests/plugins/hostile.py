@@ -8,7 +8,6 @@ import fcntl
 import json
 import mmap
 import os
-import select
 import socket
 import struct
 import tempfile
@@ -97,8 +96,9 @@ class Peer:
         return kind, json.loads(data[8 : 8 + size]), list(fds)
 
     def hello(self, **wrong: Any) -> dict[str, Any]:
-        return {"fast": 1, "transport": "shm", "pid": os.getpid(), "lane": len(self.lane), "table": TABLE_SLOTS, "table_bytes": len(self.table),
-                "segment": len(self.arena), "interfaces": [], **wrong}  # fmt: skip
+        body = {"fast": 1, "transport": "shm", "pid": os.getpid(), "interfaces": []}
+        sizes = {"lane": len(self.lane), "table": TABLE_SLOTS, "table_bytes": len(self.table), "segment": len(self.arena)}
+        return {**body, **sizes, **wrong}
 
     def map_theirs(self, body: dict[str, Any], fds: list[int]) -> None:
         self.theirs = mmap.mmap(fds[0], body["lane"], mmap.MAP_SHARED, mmap.PROT_READ)
@@ -144,9 +144,3 @@ def regular_file(size: int) -> int:
     with tempfile.TemporaryFile() as file:
         file.truncate(size)
         return os.dup(file.fileno())
-
-
-def wait_hang_up(fd: int) -> None:
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    poller.poll(WATCHDOG_S * 1000)

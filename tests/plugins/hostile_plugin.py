@@ -133,6 +133,11 @@ HELLOS: dict[str, Breaks] = {
 }
 
 
+def _flood(peer: Peer) -> None:
+    for _ in range(400):
+        peer.send(99, {}, [peer.lane_fd] * 250, count=0)
+
+
 def _spare() -> list[int]:
     return [memfd(4096)[0]]
 
@@ -150,13 +155,8 @@ CONTROLS: dict[str, Breaks] = {
     "control: a table of another size": lambda peer: peer.send(5, {"table": 1, "slots": 512, "bytes": 4096}, _spare()),
     "control: a pong with a descriptor": lambda peer: peer.send(7, {"n": 12345}, _spare()),
     "call: one that was answered": lambda peer: peer.publish(b"\0", call=0, blocks=0),
-    "control: a hundred thousand descriptors": lambda peer: _flood(peer),
+    "control: a hundred thousand descriptors": _flood,
 }
-
-
-def _flood(peer: Peer) -> None:
-    for _ in range(400):
-        peer.send(99, {}, [peer.lane_fd] * 250, count=0)
 
 
 # What a receiver passes over: the call is answered behind it.
@@ -177,10 +177,11 @@ def _fds(peer: Peer) -> list[int]:
 
 
 def _interfaces() -> list[Any]:
-    from fastplug.interfaces import interface_of
-    from fastplug.protocols.offering import announced
     from tests.plugins.faults_api import Faults
     from tests.plugins.faults_plugin import Faulty
+
+    from fastplug.interfaces import interface_of
+    from fastplug.protocols.offering import announced
 
     return list(announced([(interface_of(Faults), Faulty())]))
 
