@@ -7,7 +7,7 @@ FASTPLUG_BUILD chooses the kind of build (default ``release``):
     trace     debug plus line tracing, for coverage (ci/trace-coverage)
     asan      debug under AddressSanitizer and UndefinedBehaviorSanitizer (ci/asan)
 
-Generated C (but for trace) and objects live in build/<kind>/, so that kinds do not mix. The shared objects in src/ are of one kind at a
+Generated C (but for trace) and objects live in build/<kind>/<python>/: kinds do not mix, nor do Pythons, whose numpys differ. The shared objects in src/ are of one kind at a
 time; build/kind-<python> remembers which, and a change of kind removes the others first.
 """
 
@@ -101,7 +101,7 @@ class BuildExtensions(build_ext):
         self.distribution.ext_modules = cythonize(
             wanted,
             # Cython's coverage plugin looks for the C source beside the .pyx and nowhere else.
-            build_dir=None if self.kind == "trace" else f"build/{self.kind}/c",
+            build_dir=None if self.kind == "trace" else f"build/{self.kind}/{sys.implementation.cache_tag}/c",
             compiler_directives=directives(self.kind),
             nthreads=JOBS,
             emit_linenums=self.kind != "release",
