@@ -7,8 +7,8 @@ FASTPLUG_BUILD chooses the kind of build (default ``release``):
     trace     debug plus line tracing, for coverage (ci/trace-coverage)
     asan      debug under AddressSanitizer and UndefinedBehaviorSanitizer (ci/asan)
 
-Generated C (but for trace) and objects live in build/<kind>/<python>/: kinds do not mix, nor do Pythons, whose numpys differ. The shared objects in src/ are of one kind at a
-time; build/kind-<python> remembers which, and a change of kind removes the others first.
+Generated C (but for trace) and objects live in build/<kind>/<python>/: kinds do not mix, nor do Pythons, whose numpys differ. The shared
+objects in src/ are of one kind at a time; build/kind-<python> remembers which, and a change of kind removes the others first.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Unbuilt(RemoteProtocolError):
     constructor raised."""
 
 
-class Unfit(Exception):  # noqa: N818  it is no error of the tree
+class Unfit(Exception):
     """A value does not fit its declared type; ``got`` says in words what it is. Never leaves _wire: it becomes ArgumentError or
     ResultError there. With ``final`` the containers around the value do not add where it lies (limits concern the whole)."""
 
@@ -205,7 +205,8 @@ def _guarded_str(error: BaseException) -> str:
 def _handler_traceback(traceback: TracebackType | None) -> TracebackType | None:
     """Without fastplug's own frames at its head: they are of no use to the author of the handler."""
     inner = traceback
-    while inner is not None and str(inner.tb_frame.f_globals.get("__name__")).startswith("fastplug."):  # file names of compiled modules vary
+    # by module: the file names of compiled modules vary
+    while inner is not None and str(inner.tb_frame.f_globals.get("__name__")).startswith("fastplug."):
         inner = inner.tb_next
     return inner
 

@@ -5,8 +5,6 @@
 Needs nothing but fastplug. Mutates encoded values of every kind; a failure prints the type and the bytes that show it.
 """
 
-# ruff: noqa: DTZ001  naive datetimes travel, too
-
 from __future__ import annotations
 
 import datetime as dt

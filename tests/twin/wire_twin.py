@@ -19,7 +19,7 @@ from fastplug.annotation import MISSING, Kind, TypeNode
 
 DEPTH = 64
 INT_BYTES = 1 << 20
-EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001  of wall clocks
+EPOCH = dt.datetime(1970, 1, 1)
 MICROSECOND = dt.timedelta(microseconds=1)
 DAY = dt.timedelta(days=1)
 

@@ -295,7 +295,7 @@ def test_errors_of_handlers(client: GrpcClient) -> None:
         dsp.fail("key")
     assert isinstance(key.value, RemoteError)
     assert (key.value.type_name, key.value.args) == ("KeyError", ("k",))
-    assert 'in fail' in key.value.remote_traceback
+    assert "in fail" in key.value.remote_traceback
     for kind, name in (("exit", "SystemExit"), ("interrupt", "KeyboardInterrupt"), ("result", "fastplug.errors.ResultError")):
         with pytest.raises(RemoteError) as raised:
             dsp.fail(kind)

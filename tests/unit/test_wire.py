@@ -1,7 +1,5 @@
 """The value codec by hand: what is accepted, what is refused and in which words, limits, hostile values."""
 
-# ruff: noqa: DTZ001  naive datetimes travel, too
-
 from __future__ import annotations
 
 import collections
