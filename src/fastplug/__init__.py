@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastplug.api import Options, Spec, client_of, empty, open, proto_of, serve, start  # noqa: A004  the word of the field
     from fastplug.client import Client
-    from fastplug.config import DEFAULT_HANDSHAKE, ClientConfig, HandshakeConfig, OnHostExit, ServeConfig, Target, Transport
+    from fastplug.config import DEFAULT_HANDSHAKE, ClientConfig, HandshakeConfig, OnHostExit, ServeConfig, Target, Tls, Transport
     from fastplug.deadlines import deadline
     from fastplug.errors import (
         ArenaExhausted,
@@ -91,6 +91,7 @@ __all__ = [
     "Spec",
     "StartError",
     "Target",
+    "Tls",
     "TlsRefused",
     "Transport",
     "UnsupportedProtocol",
@@ -108,7 +109,7 @@ __all__ = [
 _PLACES = {
     "fastplug.api": ("Options", "Spec", "client_of", "empty", "open", "proto_of", "serve", "start"),
     "fastplug.client": ("Client",),
-    "fastplug.config": ("DEFAULT_HANDSHAKE", "ClientConfig", "HandshakeConfig", "OnHostExit", "ServeConfig", "Target", "Transport"),
+    "fastplug.config": ("DEFAULT_HANDSHAKE", "ClientConfig", "HandshakeConfig", "OnHostExit", "ServeConfig", "Target", "Tls", "Transport"),
     "fastplug.deadlines": ("deadline",),
     "fastplug.interfaces": ("interface", "optional"),
     "fastplug.plugin": ("InterfacePlugin", "Plugin", "PluginSet"),

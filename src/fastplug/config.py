@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fastplug.plugin import PluginSet
 
-__all__ = ["DEFAULT_HANDSHAKE", "ClientConfig", "HandshakeConfig", "OnHostExit", "ServeConfig", "Target", "Transport"]
+__all__ = ["DEFAULT_HANDSHAKE", "ClientConfig", "HandshakeConfig", "OnHostExit", "ServeConfig", "Target", "Tls", "Transport"]
 
 Transport = Literal["auto", "shm", "socket", "grpc", "inproc"]
 OnHostExit = Literal["stop", "stay"]
@@ -62,6 +62,37 @@ class HandshakeConfig:
 
 # docs/wire.md, "The line".
 DEFAULT_HANDSHAKE = HandshakeConfig(1, "FASTPLUG_PLUGIN", "8b0b7a2c-5f0e-4a3e-9d51-6c0f6c3a7e11")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """One side of a TLS connection, as certificates and a name (go-plugin: ``tls.Config``). A neutral record: it can be sent to the
+    process that does the work, and belongs to no TLS library.
+
+    Args:
+        certificate_pem: the own certificate, with what signed it behind it. Only a host may have none.
+        key_pem: its private key, without a passphrase.
+        trusted_pem: the certificates that the peer's must be, or be signed by. System roots are never asked.
+        peer_certificate_der: where it is given, the peer's certificate must be this one.
+        server_name: what a connecting side asks for; the listening side's certificate must be for it.
+        client_certificate_required: a listening side without it talks to everybody who can reach its socket.
+
+    Raises:
+        ConfigError: a part is missing without which the connection would not be authenticated.
+    """
+
+    certificate_pem: bytes = b""
+    key_pem: bytes = dataclasses.field(default=b"", repr=False)
+    trusted_pem: bytes = b""
+    peer_certificate_der: bytes = b""
+    server_name: str = "localhost"
+    client_certificate_required: bool = True
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate_pem) != bool(self.key_pem):
+            raise ConfigError("Tls needs certificate_pem and key_pem together, or neither")
+        if not self.server_name:
+            raise ConfigError("Tls needs a server_name: a connecting side checks the certificate of its peer against it")
 
 
 def _positive(name: str, value: float) -> None:

@@ -155,7 +155,7 @@ def test_a_stopped_server_takes_no_connection() -> None:
 def test_tls_is_refused_in_words() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises(LocalProtocolError, match="TLS"):
-        select().connect(SocketStream(ours), Tls(b"", b"", b""), authority="localhost", limits=Limits())
+        select().connect(SocketStream(ours), Tls(), authority="localhost", limits=Limits())
 
 
 def test_an_unknown_engine() -> None:

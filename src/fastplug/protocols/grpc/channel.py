@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+from fastplug.config import Tls
 from fastplug.errors import ConfigError, RpcError
 
 __all__ = [
@@ -82,16 +83,6 @@ class Limits:
     max_receive_bytes: int = UNLIMITED_BYTES
     max_send_bytes: int = UNLIMITED_BYTES
     max_metadata_bytes: int = METADATA_BYTES_MAX
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tls:
-    """One side of mutual TLS: the own certificate and key (PEM), the one peer certificate to accept (DER), and the name to ask for."""
-
-    certificate_pem: bytes
-    key_pem: bytes
-    peer_certificate_der: bytes
-    server_name: str = "localhost"
 
 
 class CallContext(Protocol):
