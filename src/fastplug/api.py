@@ -146,7 +146,7 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = "float64") -> npt
     Raises:
         ArenaExhausted: over the plugin's arena limit.
     """
-    from fastplug.protocols._call import serving_port
+    from fastplug.protocols._serve import serving_port
 
     port = serving_port()
     if port is None:

@@ -98,7 +98,7 @@ def test_imports_point_down_only() -> None:
 
 
 # What the protocols share: calls over a link, what a plugin announces, what a host dispenses.
-SHARED = ("_call", "handle", "offering")
+SHARED = ("_call", "_inline", "_serve", "handle", "offering")
 
 
 def protocol_of(module: str) -> str | None:

@@ -1,16 +1,9 @@
-# Calls over a Link: the caller's half, and the plugin's half. Which link (shared memory, socket, queue) is not known here.
+# The caller's half of calls over a Link. Which link (shared memory, socket, queue) is not known here.
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
-from fastplug._wire cimport ArrayPort, Codec, Decoder, Encoder, FrameHeader, Link, MethodCodec
+from fastplug._wire cimport ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec
 from fastplug.shm._port cimport ArenaPort
-
-
-cdef class DeferredPort(ArrayPort):
-    # Inline arrays, with numpy imported when the first one appears.
-    cdef ArrayPort arrays
-    cdef bint strict
-    cdef ArrayPort _arrays(self)
 
 
 cdef class Caller:
@@ -45,19 +38,3 @@ cdef class Remote:
     cdef uint16_t interface
     cdef uint16_t index
     cdef dict __dict__                  # __name__, __doc__, __signature__: for help()
-
-
-cdef class Server:
-    # One connection's serving side: runs handlers one after another on the thread that calls run().
-    cdef readonly Link link
-    cdef readonly ArrayPort port
-    cdef ArenaPort arena_port
-    cdef Encoder enc
-    cdef Decoder dec
-    cdef list interfaces                # index -> list of (MethodCodec, handler)
-    cdef uint32_t mark                  # of the process that made it: a fork of that one must not answer
-    cdef readonly uint64_t calls
-    cdef int _handle(self, FrameHeader* header) except -1
-    cdef int _check_home(self) except -1
-    cdef int _fail(self, FrameHeader* header, error) except -1
-    cdef int _reply(self, FrameHeader* request, int kind) except -1

@@ -1,17 +1,10 @@
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
 from typing_extensions import disjoint_base
 
 from fastplug._wire import ArrayPort, Link, MethodCodec
-from fastplug.shm._port import ArenaPort
-
-STRICT_BYTES: Final[int]
-
-@disjoint_base
-class DeferredPort(ArrayPort):
-    def __init__(self, strict: bool = False) -> None: ...
 
 @disjoint_base
 class Remote:
@@ -38,18 +31,3 @@ class Caller:
     def release(self) -> None: ...
     def drain(self) -> None: ...
     def check_usable(self) -> None: ...
-
-@disjoint_base
-class Server:
-    @property
-    def link(self) -> Link: ...
-    @property
-    def port(self) -> ArrayPort: ...
-    @property
-    def calls(self) -> int: ...
-    def __init__(
-        self, link: Link, port: ArrayPort, interfaces: Iterable[Sequence[tuple[MethodCodec, Callable[..., Any] | None]]]
-    ) -> None: ...
-    def run(self) -> None: ...
-
-def serving_port() -> ArenaPort | None: ...

@@ -1,4 +1,4 @@
-"""Calls over a Link: request, reply, error, deadline.
+"""The caller's half of calls over a Link: request, reply, error, deadline.
 
 A caller sends one REQUEST and waits for the reply with its call id. Replies to calls that were given up (deadline, Ctrl-C) come later;
 they are dropped, and the blocks they name are given back. docs/wire.md, "Frames".
@@ -6,31 +6,27 @@ they are dropped, and the blocks they name are given back. docs/wire.md, "Frames
 
 import os
 import random
-import threading
 
-cimport cython
 from cpython.contextvars cimport get_value
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastplug._wire cimport (
-    FLAG_SPILLED, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, Decoder, Encoder, FrameHeader, Link, MethodCodec,
-    decode_error, encode_error, skip_rest, skip_value,
+    FLAG_SPILLED, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec, decode_error,
+    skip_rest, skip_value,
 )
 from fastplug.shm._port cimport ArenaPort
 
 from fastplug._wire_words import Unbuilt
 from fastplug.deadlines import UNTIL_NS as _until_ns
-from fastplug.errors import ArgumentError, Closed, CopyRequired, DeadlineExceeded, LocalProtocolError, PluginError, RemoteError, RemoteProtocolError, ResultError
+from fastplug.errors import Closed, DeadlineExceeded, LocalProtocolError, RemoteError, RemoteProtocolError
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
     int fp_fork_init()
     uint32_t fp_mark()
     int fp_is_home(uint32_t)
-    void fp_point(const char*)
-    enum: FP_DEBUG
 
 cdef extern from "pythread.h":
     ctypedef enum PyLockStatus: PY_LOCK_FAILURE, PY_LOCK_ACQUIRED, PY_LOCK_INTR
@@ -51,52 +47,12 @@ cdef long long QUEUE_SLICE_US = 100_000
 # Callers have been woken by the end of their link; this long for a machine that is busy with something else.
 cdef long long RELEASE_US = 1_000_000
 
-# wire.md, "Arrays": smaller ones travel inline on every transport.
-STRICT_BYTES = 1024
-
-# The port of the connection whose handler runs on this thread: fastplug.empty() makes its arrays there.
-_serving = threading.local()
-
 
 cdef inline int64_t _until() except? -1:
     """The caller's deadline, CLOCK_MONOTONIC in nanoseconds; 0 without one."""
     until = get_value(UNTIL_NS)
     return 0 if until is None else until
 
-
-cdef class DeferredPort(ArrayPort):
-    """Arrays inline in the payload; numpy is imported when the first one appears. ``strict`` refuses those of 1 KiB or more: all are copied."""
-
-    def __init__(self, strict: bool = False):
-        self.strict = strict
-
-    cdef ArrayPort _arrays(self):
-        if self.arrays is None:
-            from fastplug.shm._ndarray import InlineArrays
-
-            self.arrays = InlineArrays()
-        return self.arrays
-
-    cdef int put(self, Encoder enc, object array, Codec codec) except -1:
-        self._arrays().put(enc, array, codec)
-        if self.strict and array.nbytes >= STRICT_BYTES:
-            self.arrays.copies, self.arrays.copied_bytes = self.copies, self.copied_bytes      # it will not be sent
-            raise CopyRequired(
-                f"strict_zero_copy forbids to copy an array of {array.nbytes} bytes, and this transport has no shared memory; "
-                "use transport='shm', or leave strict_zero_copy out"
-            )
-        self.copies = self.arrays.copies
-        self.copied_bytes = self.arrays.copied_bytes
-        return 0
-
-    cdef object get(self, Decoder dec, Codec codec):
-        array = self._arrays().get(dec, codec)
-        self.copies = self.arrays.copies
-        self.copied_bytes = self.arrays.copied_bytes
-        return array
-
-    cdef int skip(self, Decoder dec) except -1:
-        return self._arrays().skip(dec)
 
 cdef class Remote:
     """One method of a dispensed interface, callable from any thread.
@@ -343,117 +299,3 @@ cdef class Caller:
         """Raises what a call would raise before it sends anything."""
         if not fp_is_home(self.mark) or self.refusal is not None:
             raise self._refused()
-
-
-cdef class Server:
-    """The serving side of one connection.
-
-    Args:
-        link, port: as for Caller.
-        interfaces: one list per interface, of (MethodCodec, handler or None), in the order that was announced.
-    """
-
-    def __init__(self, Link link not None, ArrayPort port not None, interfaces):
-        self.link = link
-        self.port = port
-        self.arena_port = port if isinstance(port, ArenaPort) else None
-        self.enc = Encoder(port)
-        self.enc.gathers = link.gathers
-        self.dec = Decoder(port)
-        self.interfaces = [list(methods) for methods in interfaces]
-        self.mark = fp_mark()
-
-    def run(self) -> None:
-        """Handles calls until the link ends. Raises RemoteProtocolError when the host breaks the protocol."""
-        cdef FrameHeader header
-        _serving.port = self.arena_port
-        try:
-            while self.link.receive(&header, self.dec, 0):
-                self._handle(&header)
-        except EOFError:
-            return
-        finally:
-            _serving.port = None
-
-    cdef int _handle(self, FrameHeader* header) except -1:
-        cdef MethodCodec codec
-        cdef tuple values
-        if header.kind != FRAME_REQUEST:
-            raise RemoteProtocolError(f"the host sent a frame of kind {header.kind}")
-        if header.interface >= len(self.interfaces) or header.method >= len(self.interfaces[header.interface]):
-            raise RemoteProtocolError(f"the host called method {header.method} of interface {header.interface}; there is none")
-        codec, function = self.interfaces[header.interface][header.method]
-        if header.flags & FLAG_SPILLED:
-            if self.arena_port is None:
-                raise RemoteProtocolError("a spilled payload came where there is no shared memory")
-            self.arena_port.unspill(self.dec)
-        try:
-            values = codec.decode_arguments(self.dec)
-        except Unbuilt as error:        # as if the handler had raised it: the caller chose the values
-            skip_rest(self.dec)
-            self.link.consumed()
-            return self._fail(header, error.__cause__)
-        self.link.consumed()
-        self.calls += 1
-        self.enc.reset()
-        try:
-            if FP_DEBUG:
-                fp_point("handler about to run")
-            result = codec.call(function, values)
-            values = None               # arguments go back before the reply does, so that the host can use their memory again at once
-            self._check_home()
-            codec.encode_result(self.enc, result)
-            result = None
-        except BaseException as error:  # SystemExit too: a handler must not end the plugin by raising
-            values = None
-            if not fp_is_home(self.mark):
-                raise
-            return self._fail(header, error)
-        return self._reply(header, FRAME_REPLY)
-
-    cdef int _check_home(self) except -1:
-        if not fp_is_home(self.mark):
-            raise Closed(
-                f"a handler forked, and process {os.getpid()}, the child, came back from it: only the plugin itself answers. "
-                "End the child in the handler (os._exit), or use subprocess."
-            )
-        return 0
-
-    def _fail_packed(self, error):
-        """Encodes an error that a handler raised; an error about encoding it becomes a plain one."""
-        self.port.rollback()
-        self.enc.reset()
-        try:
-            encode_error(self.enc, error)
-        except Exception as broken:
-            self.enc.reset()
-            encode_error(self.enc, RuntimeError(f"{type(error).__name__}, which could not be encoded: {type(broken).__name__}"))
-
-    cdef int _fail(self, FrameHeader* header, error) except -1:
-        self._fail_packed(error)
-        return self._reply(header, FRAME_ERROR)
-
-    cdef int _reply(self, FrameHeader* request, int kind) except -1:
-        cdef FrameHeader header
-        memset(&header, 0, sizeof(FrameHeader))
-        if self.link.inline_limit and self.enc.size > self.link.inline_limit:
-            try:
-                self.arena_port.spill(self.enc)
-                header.flags = FLAG_SPILLED
-            except Exception as error:
-                self._fail_packed(error)
-                kind = FRAME_ERROR
-        header.size = <unsigned int>(self.enc.size + self.enc.outside)
-        header.kind = <uint16_t>kind
-        header.call = request.call
-        header.interface = request.interface
-        header.method = request.method
-        header.blocks = self.port.named
-        self.port.commit()
-        self.link.send_encoded(&header, self.enc, 0)
-        return 0
-
-
-def serving_port():
-    """The ArenaPort of the connection whose handler runs on this thread; None elsewhere."""
-    return getattr(_serving, "port", None)

@@ -19,7 +19,9 @@ from fastplug.errors import ConfigError, DeadlineExceeded, HandshakeTimeout, Sta
 from fastplug.interfaces import interfaces_of
 from fastplug.plugin import InterfacePlugin, served_interfaces, set_up
 from fastplug.protocol import HostContext, PluginContext, Protocol, ServerProtocol
-from fastplug.protocols._call import Caller, DeferredPort, Server
+from fastplug.protocols._call import Caller
+from fastplug.protocols._inline import DeferredPort
+from fastplug.protocols._serve import Server
 from fastplug.protocols.offering import announced, dispensed, handlers
 
 if TYPE_CHECKING:

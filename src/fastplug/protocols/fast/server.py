@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastplug.errors import LocalProtocolError, RemoteProtocolError
 from fastplug.net._socket_link import SocketLink
-from fastplug.protocols._call import DeferredPort, Server
+from fastplug.protocols._inline import DeferredPort
+from fastplug.protocols._serve import Server
 from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello, close_all
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.offering import announced, handlers

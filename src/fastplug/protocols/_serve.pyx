@@ -1,0 +1,142 @@
+"""The plugin's half of calls over a Link: takes requests, runs handlers, answers."""
+
+import os
+import threading
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from fastplug._wire cimport (
+    FLAG_SPILLED, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec, encode_error, skip_rest,
+)
+from fastplug.shm._port cimport ArenaPort
+
+from fastplug._wire_words import Unbuilt
+from fastplug.errors import Closed, RemoteProtocolError
+
+cdef extern from "_atomics.h" nogil:
+    int fp_fork_init()
+    uint32_t fp_mark()
+    int fp_is_home(uint32_t)
+    void fp_point(const char*)
+    enum: FP_DEBUG
+
+if fp_fork_init():
+    raise ImportError("MADV_WIPEONFORK is missing: fastplug needs Linux 4.14 or later")
+
+# The port of the connection whose handler runs on this thread: fastplug.empty() makes its arrays there.
+_serving = threading.local()
+
+
+cdef class Server:
+    """The serving side of one connection.
+
+    Args:
+        link, port: as for Caller.
+        interfaces: one list per interface, of (MethodCodec, handler or None), in the order that was announced.
+    """
+
+    def __init__(self, Link link not None, ArrayPort port not None, interfaces):
+        self.link = link
+        self.port = port
+        self.arena_port = port if isinstance(port, ArenaPort) else None
+        self.enc = Encoder(port)
+        self.enc.gathers = link.gathers
+        self.dec = Decoder(port)
+        self.interfaces = [list(methods) for methods in interfaces]
+        self.mark = fp_mark()
+
+    def run(self) -> None:
+        """Handles calls until the link ends. Raises RemoteProtocolError when the host breaks the protocol."""
+        cdef FrameHeader header
+        _serving.port = self.arena_port
+        try:
+            while self.link.receive(&header, self.dec, 0):
+                self._handle(&header)
+        except EOFError:
+            return
+        finally:
+            _serving.port = None
+
+    cdef int _handle(self, FrameHeader* header) except -1:
+        cdef MethodCodec codec
+        cdef tuple values
+        if header.kind != FRAME_REQUEST:
+            raise RemoteProtocolError(f"the host sent a frame of kind {header.kind}")
+        if header.interface >= len(self.interfaces) or header.method >= len(self.interfaces[header.interface]):
+            raise RemoteProtocolError(f"the host called method {header.method} of interface {header.interface}; there is none")
+        codec, function = self.interfaces[header.interface][header.method]
+        if header.flags & FLAG_SPILLED:
+            if self.arena_port is None:
+                raise RemoteProtocolError("a spilled payload came where there is no shared memory")
+            self.arena_port.unspill(self.dec)
+        try:
+            values = codec.decode_arguments(self.dec)
+        except Unbuilt as error:        # as if the handler had raised it: the caller chose the values
+            skip_rest(self.dec)
+            self.link.consumed()
+            return self._fail(header, error.__cause__)
+        self.link.consumed()
+        self.calls += 1
+        self.enc.reset()
+        try:
+            if FP_DEBUG:
+                fp_point("handler about to run")
+            result = codec.call(function, values)
+            values = None               # arguments go back before the reply does, so that the host can use their memory again at once
+            self._check_home()
+            codec.encode_result(self.enc, result)
+            result = None
+        except BaseException as error:  # SystemExit too: a handler must not end the plugin by raising
+            values = None
+            if not fp_is_home(self.mark):
+                raise
+            return self._fail(header, error)
+        return self._reply(header, FRAME_REPLY)
+
+    cdef int _check_home(self) except -1:
+        if not fp_is_home(self.mark):
+            raise Closed(
+                f"a handler forked, and process {os.getpid()}, the child, came back from it: only the plugin itself answers. "
+                "End the child in the handler (os._exit), or use subprocess."
+            )
+        return 0
+
+    def _fail_packed(self, error):
+        """Encodes an error that a handler raised; an error about encoding it becomes a plain one."""
+        self.port.rollback()
+        self.enc.reset()
+        try:
+            encode_error(self.enc, error)
+        except Exception as broken:
+            self.enc.reset()
+            encode_error(self.enc, RuntimeError(f"{type(error).__name__}, which could not be encoded: {type(broken).__name__}"))
+
+    cdef int _fail(self, FrameHeader* header, error) except -1:
+        self._fail_packed(error)
+        return self._reply(header, FRAME_ERROR)
+
+    cdef int _reply(self, FrameHeader* request, int kind) except -1:
+        cdef FrameHeader header
+        memset(&header, 0, sizeof(FrameHeader))
+        if self.link.inline_limit and self.enc.size > self.link.inline_limit:
+            try:
+                self.arena_port.spill(self.enc)
+                header.flags = FLAG_SPILLED
+            except Exception as error:
+                self._fail_packed(error)
+                kind = FRAME_ERROR
+        header.size = <unsigned int>(self.enc.size + self.enc.outside)
+        header.kind = <uint16_t>kind
+        header.call = request.call
+        header.interface = request.interface
+        header.method = request.method
+        header.blocks = self.port.named
+        self.port.commit()
+        self.link.send_encoded(&header, self.enc, 0)
+        return 0
+
+
+def serving_port():
+    """The ArenaPort of the connection whose handler runs on this thread; None elsewhere."""
+    return getattr(_serving, "port", None)
