@@ -36,8 +36,8 @@ from fastplug.interfaces import interface, interface_of, optional
 from fastplug.protocol import HostContext, PluginContext, protocol_named
 from fastplug.protocols.grpc.channel import Channel, Code, Handler, HandlerKind, Limits, MethodTable, Server, Tls, rpc_error, select
 from fastplug.protocols.grpc.client import GrpcClient
+from fastplug.protocols.grpc.messages import SHUTDOWN, STREAM_STDIO, Empty
 from fastplug.protocols.grpc.server import GrpcServer
-from fastplug.protocols.grpc.services import SHUTDOWN, STREAM_STDIO, Empty
 from fastplug.protocols.grpc.stream import SocketStream
 
 # For what must happen, and does at once unless something is broken.

@@ -95,16 +95,19 @@ class CallContext(Protocol):
 
 
 class HandlerKind(enum.Enum):
-    """Of the four kinds of call, those that internal services have."""
+    """The four kinds of call."""
 
     UNARY = "unary"
     SERVER_STREAM = "server stream"
+    CLIENT_STREAM = "client stream"
+    BIDI = "bidirectional stream"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Handler:
     """One method. ``handle(request, context)`` returns the response, or an iterator of them; it may raise RpcError.
 
+    Of a stream of requests it gets an iterator, which ends with the stream and raises when the call ends before.
     Without ``decode`` and ``encode`` requests and responses are bytes.
     """
 
@@ -157,6 +160,10 @@ class Server(Protocol):
     def add_methods(self, methods: MethodTable) -> None:
         """Internal services. Before the first attach()."""
 
+    def service_names(self) -> Sequence[str]:
+        """What can be called here, "package.Service", as far as it was added by name; for reflection."""
+        ...
+
     def attach(self, stream: ByteStream, tls: Tls | None = None) -> Connection:
         """Serves one connected peer until either side ends it. The server owns the stream from here on."""
         ...
@@ -171,8 +178,21 @@ class Engine(Protocol):
 
     name: str
 
-    def connect(self, stream: ByteStream, tls: Tls | None, *, authority: str, limits: Limits) -> Channel: ...
-    def server(self, *, workers: int, limits: Limits, interceptors: Sequence[Any] = (), directory: str | None = None) -> Server:
+    def connect(
+        self, stream: ByteStream, tls: Tls | None, *, authority: str, limits: Limits, options: Sequence[tuple[str, Any]] = ()
+    ) -> Channel:
+        """``options``: the user's, as grpcio names them; they win over ``limits``, and an engine ignores those that it does not know."""
+        ...
+
+    def server(
+        self,
+        *,
+        workers: int,
+        limits: Limits,
+        interceptors: Sequence[Any] = (),
+        options: Sequence[tuple[str, Any]] = (),
+        directory: str | None = None,
+    ) -> Server:
         """``directory``: where files may be made that the host removes if this process is killed."""
         ...
 

@@ -17,8 +17,8 @@ from fastplug.protocols.grpc.calls import Calls
 from fastplug.protocols.grpc.channel import Channel, Code, Limits, select
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.errors import HOST_KEY, remote_error_in
+from fastplug.protocols.grpc.messages import DESCRIBE, HEALTH_CHECK, SHUTDOWN, STATS, Empty, HealthRequest, Json
 from fastplug.protocols.grpc.schema import Rpc, schema_of
-from fastplug.protocols.grpc.services import DESCRIBE, HEALTH_CHECK, SHUTDOWN, STATS, Empty, HealthRequest, Json
 from fastplug.protocols.grpc.stream import SocketStream
 from fastplug.protocols.grpc.values import ArrayCopies
 from fastplug.protocols.handle import absent_method, make_handle

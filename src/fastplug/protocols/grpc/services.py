@@ -1,7 +1,4 @@
-"""The services that every plugin has beside its own: health, controller, stdio, directory. Engine-neutral method tables.
-
-Their messages are small and fixed, so they are described here instead of in generated modules, which would import grpc.
-"""
+"""The services that every plugin has beside its own: health, controller, stdio, directory. Engine-neutral method tables."""
 
 from __future__ import annotations
 
@@ -11,56 +8,23 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
 from fastplug.errors import RpcError
 from fastplug.protocols.grpc.channel import CallContext, Code, Handler, HandlerKind, MethodTable
-
-__all__ = [
-    "DESCRIBE",
-    "HEALTH_CHECK",
-    "SHUTDOWN",
-    "STATS",
-    "STDERR",
-    "STDOUT",
-    "STREAM_STDIO",
-    "Empty",
-    "HealthRequest",
-    "HealthResponse",
-    "Json",
-    "Services",
-    "StdioData",
-]
-
-HEALTH_CHECK = "/grpc.health.v1.Health/Check"
-HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
-SHUTDOWN = "/plugin.GRPCController/Shutdown"
-STREAM_STDIO = "/plugin.GRPCStdio/StreamStdio"
-DESCRIBE = "/fastplug.v1.Directory/Describe"
-STATS = "/fastplug.v1.Directory/Stats"
-
-_Field = descriptor_pb2.FieldDescriptorProto
-_Shape = dict[str, list[tuple[str, "_Field.Type.ValueType"]]]
-
-
-def _messages(package: str, shapes: _Shape) -> list[Any]:
-    """Message classes with these singular fields, numbered in order."""
-    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
-    for name, fields in shapes.items():
-        message = file.message_type.add(name=name)
-        for number, (field, kind) in enumerate(fields, 1):
-            message.field.add(name=field, number=number, type=kind, label=_Field.LABEL_OPTIONAL)
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    return [message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in shapes]
-
-
-# An enum travels as an int32, so status and channel are described as one.
-HealthRequest, HealthResponse = _messages(
-    "grpc.health.v1", {"HealthCheckRequest": [("service", _Field.TYPE_STRING)], "HealthCheckResponse": [("status", _Field.TYPE_INT32)]}
+from fastplug.protocols.grpc.messages import (
+    DESCRIBE,
+    HEALTH_CHECK,
+    HEALTH_WATCH,
+    SHUTDOWN,
+    STATS,
+    STREAM_STDIO,
+    Empty,
+    HealthRequest,
+    HealthResponse,
+    Json,
+    StdioData,
 )
-Empty, StdioData = _messages("plugin", {"Empty": [], "StdioData": [("channel", _Field.TYPE_INT32), ("data", _Field.TYPE_BYTES)]})
-(Json,) = _messages("fastplug.v1", {"Json": [("json", _Field.TYPE_STRING)]})
+
+__all__ = ["STDERR", "STDOUT", "Services"]
 
 SERVING = 1
 STDOUT, STDERR = 1, 2

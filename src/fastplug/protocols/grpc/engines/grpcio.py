@@ -11,10 +11,10 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
@@ -59,10 +59,10 @@ def _refuse_tls(tls: Tls | None) -> None:
         raise LocalProtocolError("the grpcio engine has no TLS yet; start the plugin without auto_mtls")
 
 
-class _Channel:
+class _Channel(grpc.Channel):
     """A grpc.Channel over one stream. When the stream ends, it ends: a plugin that is gone does not come back."""
 
-    def __init__(self, stream: ByteStream, authority: str, limits: Limits) -> None:
+    def __init__(self, stream: ByteStream, authority: str, limits: Limits, options: Sequence[tuple[str, Any]]) -> None:
         self.closed: Future[str] = Future()
         self._stream = stream
         self._private = _PrivatePath()
@@ -76,7 +76,8 @@ class _Channel:
         self._doorman.start()
         # Without a subchannel pool of its own, a channel could be handed the connection of another.
         own = [("grpc.default_authority", authority), ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
-        self._channel: grpc.Channel | None = grpc.insecure_channel(f"unix:{self._private.path}", options=[*_options(limits), *own])
+        path = f"unix:{self._private.path}"
+        self._channel: grpc.Channel | None = grpc.insecure_channel(path, options=[*_options(limits), *options, *own])
 
     def _open(self) -> grpc.Channel:
         channel = self._channel
@@ -95,6 +96,12 @@ class _Channel:
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
         return self._open().stream_stream(*args, **kwargs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def subscribe(self, callback: Callable[[Any], None], try_to_connect: bool | None = None) -> None:
         self._open().subscribe(callback, bool(try_to_connect))
@@ -171,6 +178,14 @@ def _abort(context: grpc.ServicerContext, error: RpcError) -> None:
     context.abort(_STATUS.get(error.code, grpc.StatusCode.UNKNOWN), error.message)
 
 
+_KINDS: dict[HandlerKind, tuple[Callable[..., Any], Callable[[Any], Any]]] = {
+    HandlerKind.UNARY: (grpc.unary_unary_rpc_method_handler, _answering),
+    HandlerKind.SERVER_STREAM: (grpc.unary_stream_rpc_method_handler, _answering_stream),
+    HandlerKind.CLIENT_STREAM: (grpc.stream_unary_rpc_method_handler, _answering),
+    HandlerKind.BIDI: (grpc.stream_stream_rpc_method_handler, _answering_stream),
+}
+
+
 class _Methods(grpc.GenericRpcHandler):
     """A method table as grpcio wants it."""
 
@@ -179,9 +194,8 @@ class _Methods(grpc.GenericRpcHandler):
 
     @staticmethod
     def _rpc(handler: Handler) -> Any:
-        if handler.kind is HandlerKind.UNARY:
-            return grpc.unary_unary_rpc_method_handler(_answering(handler.handle), handler.decode, handler.encode)
-        return grpc.unary_stream_rpc_method_handler(_answering_stream(handler.handle), handler.decode, handler.encode)
+        make, wrap = _KINDS[handler.kind]
+        return make(wrap(handler.handle), handler.decode, handler.encode)
 
     def service(self, handler_call_details: Any) -> Any:
         return self._handlers.get(handler_call_details.method)
@@ -190,9 +204,12 @@ class _Methods(grpc.GenericRpcHandler):
 class _Server:
     """A grpc.Server on a private socket, to which each attached stream is relayed."""
 
-    def __init__(self, workers: int, limits: Limits, interceptors: Sequence[Any], directory: str | None) -> None:
+    def __init__(
+        self, workers: int, limits: Limits, interceptors: Sequence[Any], options: Sequence[tuple[str, Any]], directory: str | None
+    ) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fastplug-grpc")
-        self._server: grpc.Server | None = grpc.server(self._pool, interceptors=list(interceptors), options=_options(limits))
+        self._server: grpc.Server | None = grpc.server(self._pool, interceptors=list(interceptors), options=[*_options(limits), *options])
+        self._services: list[str] = []
         self._private = _PrivatePath(directory)
         self._server.add_insecure_port(f"unix:{self._private.path}")
         self._lock = threading.Lock()
@@ -207,15 +224,25 @@ class _Server:
         return server
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None:
-        self._open().add_generic_rpc_handlers(generic_rpc_handlers)
+        handlers = tuple(generic_rpc_handlers)
+        self._open().add_generic_rpc_handlers(handlers)
+        self._add_names(handler.service_name() for handler in handlers if isinstance(handler, grpc.ServiceRpcHandler))
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
         self._open().add_registered_method_handlers(  # pyright: ignore[reportAttributeAccessIssue]  newer than its stubs
             service_name, method_handlers
         )
+        self._add_names((service_name,))
 
     def add_methods(self, methods: MethodTable) -> None:
         self._open().add_generic_rpc_handlers((_Methods(methods),))
+        self._add_names(path.split("/")[1] for path in methods)
+
+    def _add_names(self, names: Iterable[str]) -> None:
+        self._services += [name for name in dict.fromkeys(names) if name not in self._services]
+
+    def service_names(self) -> Sequence[str]:
+        return tuple(self._services)
 
     def attach(self, stream: ByteStream, tls: Tls | None = None) -> Relay:
         _refuse_tls(tls)
@@ -259,12 +286,22 @@ class _Grpcio:
 
     name = "grpcio"
 
-    def connect(self, stream: ByteStream, tls: Tls | None, *, authority: str, limits: Limits) -> _Channel:
+    def connect(
+        self, stream: ByteStream, tls: Tls | None, *, authority: str, limits: Limits, options: Sequence[tuple[str, Any]] = ()
+    ) -> _Channel:
         _refuse_tls(tls)
-        return _Channel(stream, authority, limits)
+        return _Channel(stream, authority, limits, options)
 
-    def server(self, *, workers: int, limits: Limits, interceptors: Sequence[Any] = (), directory: str | None = None) -> _Server:
-        return _Server(workers, limits, interceptors, directory)
+    def server(
+        self,
+        *,
+        workers: int,
+        limits: Limits,
+        interceptors: Sequence[Any] = (),
+        options: Sequence[tuple[str, Any]] = (),
+        directory: str | None = None,
+    ) -> _Server:
+        return _Server(workers, limits, interceptors, options, directory)
 
 
 ENGINE = _Grpcio()
