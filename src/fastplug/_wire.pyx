@@ -231,13 +231,13 @@ Header = namedtuple("Header", "size kind flags call interface method blocks rema
 
 cdef int check_header(const FrameHeader* header) except -1:
     if header.kind not in (FRAME_REQUEST, FRAME_REPLY, FRAME_ERROR):
-        raise RemoteProtocolError(f"the peer sent a frame of the unknown kind {header.kind}; open a new connection")
+        raise RemoteProtocolError(f"the peer sent a frame of the unknown kind {header.kind}")
     if header.size > MESSAGE_MAX:
-        raise RemoteProtocolError(f"the peer sent a frame of {header.size} bytes, {MESSAGE_MAX} are allowed; open a new connection")
+        raise RemoteProtocolError(f"the peer sent a frame of {header.size} bytes, {MESSAGE_MAX} are allowed")
     if header.flags & ~<int>FLAG_SPILLED:
-        raise RemoteProtocolError(f"the peer sent a frame with unknown flags {header.flags:#06x}; open a new connection")
+        raise RemoteProtocolError(f"the peer sent a frame with unknown flags {header.flags:#06x}")
     if header.remaining_ns < 0:
-        raise RemoteProtocolError(f"the peer sent a frame with {header.remaining_ns} ns remaining; open a new connection")
+        raise RemoteProtocolError(f"the peer sent a frame with {header.remaining_ns} ns remaining")
     return 0
 
 

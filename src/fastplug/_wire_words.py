@@ -45,6 +45,8 @@ class Unbuilt(RemoteProtocolError):
     """A class of this side refused the values of its fields. The payload itself is sound, and so is the connection; the cause is what the
     constructor raised."""
 
+    next_step = "The connection is sound: call with values that the class takes, or mend its constructor."
+
 
 class Unfit(Exception):
     """A value does not fit its declared type; ``got`` says in words what it is. Never leaves _wire: it becomes ArgumentError or
@@ -120,7 +122,7 @@ def result_error(qualified: str, expected: str, value: object, error: Exception)
 
 def located(qualified: str, error: RemoteProtocolError) -> RemoteProtocolError:
     """The same error, with the method in its text."""
-    error.args = (f"{qualified}(): {error}",)
+    error.args = (f"{qualified}(): {error.args[0]}",)
     return error
 
 

@@ -314,6 +314,7 @@ class Client:
             self._drive()
             if not new:
                 self._released.wait(RELEASE_TIMEOUT_S)  # another thread may be giving it back
+                watcher().settle()
 
     def _drive(self) -> None:
         """Waits for the process's end step by step, each bounded by the life cycle's own timer."""

@@ -132,7 +132,15 @@ class LocalProtocolError(ProtocolError):
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer sent something that the protocol forbids. The connection is not used again."""
+    """The peer sent something that the protocol forbids. The connection is not used again; what to do is part of the text.
+
+    Attributes: ``next_step``, what to do, the same for all but those that end one call only.
+    """
+
+    next_step = "The connection is not used again: start the plugin anew. If it comes back, the two sides do not fit, or one is broken."
+
+    def __str__(self) -> str:
+        return f"{super().__str__().rstrip('.')}. {self.next_step}"
 
 
 def _ending(returncode: int | None) -> str:

@@ -172,6 +172,22 @@ def test_a_broken_callback_is_not_called_again(pipes: list[Pipe], alone: bool, c
     assert watching.watching == 0
 
 
+def test_settle_waits_for_a_thread_whose_last_callback_removed_itself(pipes: list[Pipe]) -> None:
+    watching, called, threads = Watcher(), threading.Event(), []
+
+    def last() -> None:
+        threads.append(threading.current_thread())
+        watching.remove(pipes[0].reader)
+        watching.settle()  # on the thread itself: nothing to wait for
+        called.set()
+
+    watching.add(pipes[0].reader, last)
+    os.write(pipes[0].writer, b".")
+    assert called.wait(SOON_S)
+    watching.settle()
+    assert not threads[0].is_alive()
+
+
 def test_a_forked_child_has_a_watcher_of_its_own() -> None:
     program = (
         "import os, threading\n"

@@ -42,6 +42,7 @@ class Watcher:
         self._lock = threading.Lock()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._thread: threading.Thread | None = None
+        self._ending: threading.Thread | None = None  # the last one, on its way out
         self._epoll: select.epoll | None = None
         self._wake_fd = -1
         self._pid = os.getpid()
@@ -68,13 +69,19 @@ class Watcher:
             thread, last = self._thread, not self._callbacks
             os.eventfd_write(self._wake_fd, 1)
             if last:
-                self._epoll = self._thread = None
+                self._epoll, self._thread, self._ending = None, None, thread
         if thread is threading.current_thread() or thread is None:
             return
         if last:
             thread.join(CALLBACK_TIMEOUT_S)
         else:
             self._wait_for_round()
+
+    def settle(self) -> None:
+        """Returns when a thread that ends has ended and closed its descriptors: a callback may itself have removed the last descriptor."""
+        ending = self._ending
+        if ending is not None and ending is not threading.current_thread():
+            ending.join(CALLBACK_TIMEOUT_S)
 
     def _wait_for_round(self) -> None:
         """A callback that was already chosen may still be running: wait for the end of the thread's round."""

@@ -16,7 +16,7 @@ from fastplug.protocol import HostContext
 from fastplug.protocols.grpc.calls import Calls
 from fastplug.protocols.grpc.channel import Channel, Code, Limits, select
 from fastplug.protocols.grpc.codec import MethodCodec
-from fastplug.protocols.grpc.errors import HOST_KEY, remote_error_in
+from fastplug.protocols.grpc.errors import HOST_KEY, Malformed, remote_error_in
 from fastplug.protocols.grpc.messages import DESCRIBE, HEALTH_CHECK, SHUTDOWN, STATS, Empty, HealthRequest, Json
 from fastplug.protocols.grpc.schema import Rpc, schema_of
 from fastplug.protocols.grpc.stream import SocketStream
@@ -93,7 +93,7 @@ class GrpcClient:
         except RemoteProtocolError:
             raise
         except Exception as error:
-            raise RemoteProtocolError(f"the plugin's description of its interfaces is malformed: {error!r:.200}") from error
+            raise Malformed(f"the plugin's description of its interfaces is malformed: {error!r:.200}") from error
 
     def call(self, remote: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call. Raises what the class docstring of Remote says."""

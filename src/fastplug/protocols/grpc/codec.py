@@ -17,7 +17,8 @@ from google.protobuf.message import EncodeError
 from fastplug import _wire_words as words
 from fastplug._wire_words import Unfit, canonical, got, shown
 from fastplug.annotation import MISSING, Kind, TypeNode
-from fastplug.errors import ArgumentError, RemoteProtocolError, ResultError
+from fastplug.errors import ArgumentError, ResultError
+from fastplug.protocols.grpc.errors import Malformed
 from fastplug.protocols.grpc.names import field_names
 from fastplug.protocols.grpc.schema import CLEARED, Rpc, is_clearable, is_map_key
 from fastplug.protocols.grpc.values import ArrayCopies, Scalar, array_codec, complex_value, scalar_codec
@@ -354,7 +355,7 @@ class MethodCodec:
         return values
 
     def decode_arguments(self, data: bytes) -> tuple[list[Any], dict[str, Any]]:
-        """What to call the handler with. Raises RemoteProtocolError."""
+        """What to call the handler with. Raises Malformed."""
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         try:
@@ -368,7 +369,7 @@ class MethodCodec:
                 else:
                     args.append(value)
         except Exception as error:  # bad bytes, bad values, what a struct's own constructor raises
-            raise RemoteProtocolError(f"{self.qualified}(): the host's request is malformed: {_words(error)}") from error
+            raise Malformed(f"{self.qualified}(): the host's request is malformed: {_words(error)}") from error
         return args, kwargs
 
     def encode_result(self, value: Any) -> bytes:
@@ -385,11 +386,11 @@ class MethodCodec:
         return data
 
     def decode_result(self, data: bytes) -> Any:
-        """The value. Raises RemoteProtocolError."""
+        """The value. Raises Malformed."""
         try:
             return _sent(self._result, self._response.FromString(data), "result", 0)
         except Exception as error:  # bad bytes, bad values, what a struct's own constructor raises
-            raise RemoteProtocolError(f"{self.qualified}(): the plugin's response is malformed: {_words(error)}") from error
+            raise Malformed(f"{self.qualified}(): the plugin's response is malformed: {_words(error)}") from error
 
 
 def _words(error: Exception) -> str:

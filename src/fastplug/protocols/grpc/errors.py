@@ -8,13 +8,19 @@ from fastplug._wire import pack_error, unpack_error
 from fastplug.errors import RemoteProtocolError, RpcError
 from fastplug.protocols.grpc.channel import Code
 
-__all__ = ["ERROR_KEY", "HOST_KEY", "remote_error_in", "status_of"]
+__all__ = ["ERROR_KEY", "HOST_KEY", "Malformed", "remote_error_in", "status_of"]
 
 # Trailing metadata with the payload of wire.md, "Errors". Only for hosts that announce themselves: others have small limits on headers.
 ERROR_KEY = "fastplug-error-bin"
 HOST_KEY = "fastplug-host"
 # The status text is a header of its own; gRPC peers allow 8 KiB of headers.
 MESSAGE_CHARACTERS_MAX = 1024
+
+
+class Malformed(RemoteProtocolError):
+    """A message that is no message of its method. gRPC tells the calls of a connection apart, so the others go on."""
+
+    next_step = "Only this call failed. If it comes back, the interfaces of the two sides do not fit, or one is broken."
 
 
 def status_of(error: BaseException, *, fastplug_host: bool) -> RpcError:

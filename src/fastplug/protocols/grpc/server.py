@@ -50,7 +50,7 @@ class _Method:
             args, kwargs = self.codec.decode_arguments(request)
             return self.codec.encode_result(self._function(*args, **kwargs))
         except RemoteProtocolError as error:
-            raise RpcError(Code.INVALID_ARGUMENT, str(error)) from error
+            raise RpcError(Code.INVALID_ARGUMENT, error.args[0]) from error
         except BaseException as error:
             raise status_of(error, fastplug_host=fastplug_host) from error
 
