@@ -1,19 +1,10 @@
 # Invariant: whatever a payload with arrays says, decoding ends in read-only arrays that lie wholly in the memory that was lent, or in
 # RemoteProtocolError with a text of at most 1000 characters, and nothing else; reading what was decoded does not crash.
-"""python tests/fuzz/fuzz_array.py --seconds N --seed S"""
-
 from __future__ import annotations
 
-import argparse
 import random
 import struct
-import sys
-import time
-from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "src")]
 
 import numpy as np
 from tests.unit.two_ends import End, two_ends
@@ -133,25 +124,3 @@ def check_home(rng: random.Random) -> None:
 
 
 CHECKS = (check_descriptors, check_home)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    end = time.monotonic() + options.seconds
-    rounds = 0
-    while time.monotonic() < end:
-        check = CHECKS[rounds % len(CHECKS)]
-        try:
-            check(random.Random(f"{options.seed}/{rounds}"))
-        except BaseException:
-            print(f"failed: {check.__name__}, seed {options.seed}, round {rounds}")
-            raise
-        rounds += 1
-    print(f"fuzz_array: {rounds} rounds, seed {options.seed}, no violation")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,16 +1,12 @@
 # Invariant: whatever bytes, environment values and log lines a peer writes, parsing ends in a value or in an error of the tree
 # with a text of at most 2000 characters; it loses no byte behind the line, keeps at most 64 skipped lines, holds back bounded text,
 # and what a parser accepted it formats to something that it accepts as the same.
-"""python tests/fuzz/fuzz_handshake.py --seconds N --seed S"""
-
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
 import random
-import time
 
 from fastplug.errors import HandshakeError, PluginError
 from fastplug.handshake.environment import Choice, Offer, honour, plugin_environment
@@ -125,25 +121,3 @@ def check_log(rng: random.Random) -> None:
 
 
 CHECKS = (check_line, check_environment, check_log)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    end = time.monotonic() + options.seconds
-    rounds = 0
-    while time.monotonic() < end:
-        check = CHECKS[rounds % len(CHECKS)]
-        try:
-            check(random.Random(f"{options.seed}/{rounds}"))
-        except BaseException:
-            print(f"failed: {check.__name__}, seed {options.seed}, round {rounds}")
-            raise
-        rounds += 1
-    print(f"fuzz_handshake: {rounds} rounds, seed {options.seed}, no violation")
-
-
-if __name__ == "__main__":
-    main()

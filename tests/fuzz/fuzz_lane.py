@@ -1,20 +1,11 @@
 # Invariant: whatever a peer writes to its lane segment, receiving ends in a frame of bounded size, in nothing, or in RemoteProtocolError,
 # sending in success, DeadlineExceeded or RemoteProtocolError; nothing
 # hangs. With a peer that keeps the rules no frame is lost, doubled or changed.
-"""python tests/fuzz/fuzz_lane.py --seconds N --seed S"""
-
 from __future__ import annotations
 
-import argparse
 import collections
 import contextlib
 import random
-import sys
-import time
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "src")]
 
 from tests.twin import lane_twin as twin
 from tests.unit.two_ends import NOW, RING_BYTES, attached
@@ -95,25 +86,3 @@ def check_hostile(rng: random.Random) -> None:
 
 
 CHECKS = (check_honest, check_hostile)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    end = time.monotonic() + options.seconds
-    rounds = 0
-    while time.monotonic() < end:
-        check = CHECKS[rounds % len(CHECKS)]
-        try:
-            check(random.Random(f"{options.seed}/{rounds}"))
-        except BaseException:
-            print(f"failed: {check.__name__}, seed {options.seed}, round {rounds}")
-            raise
-        rounds += 1
-    print(f"fuzz_lane: {rounds} rounds, seed {options.seed}, no violation")
-
-
-if __name__ == "__main__":
-    main()
