@@ -36,6 +36,7 @@ class Keeper(Protocol):
     def slow_echo(self, x: Array) -> Array: ...
     def fail(self, x: Array) -> Array: ...
     def text(self, size: int) -> str: ...
+    def read(self, text: str) -> int: ...
     def nothing(self) -> None: ...
 
 
@@ -85,6 +86,9 @@ class KeeperPlugin:
 
     def text(self, size: int) -> str:
         return "y" * size
+
+    def read(self, text: str) -> int:
+        return len(text)
 
     def nothing(self) -> None:
         return None

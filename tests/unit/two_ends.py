@@ -30,7 +30,7 @@ SOON_S = 60.0
 
 def attached(segment: Segment) -> Segment:
     """The peer's view of a segment."""
-    return Segment.attach(os.dup(segment.fd), segment.bytes)
+    return Segment.attach(os.dup(segment.fd), segment.bytes, keep=True)
 
 
 def lanes(ring_bytes: int = RING_BYTES, slice_ns: int = _lane.HOST_SLICE_NS) -> tuple[Lane, Lane]:

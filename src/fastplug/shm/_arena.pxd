@@ -48,6 +48,7 @@ cdef class Ledger:
     cdef uint64_t slots
     cdef set announced                  # ids of segments that the peer was told of
     cdef object announce                # callable(segment_id, Segment): sends SEGMENT
+    cdef object announcing              # lock: each segment is announced once, and before anybody goes on to name it
     cdef bint closed
     cdef Loan loan(self, Block block)
     cdef Loan at(self, uint64_t slot)

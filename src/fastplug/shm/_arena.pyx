@@ -12,6 +12,7 @@ Borrowed; leases may end on any thread.
 """
 
 import collections
+import threading
 
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -134,6 +135,7 @@ cdef class Ledger:
         self.tables = []
         self.retired_counts = []
         self.announced = set()
+        self.announcing = threading.Lock()
         arena.ledgers.append(self)
 
     def add_table(self, table: Segment, slots: int) -> None:
@@ -149,11 +151,26 @@ cdef class Ledger:
         """The segment travelled with HELLO."""
         self.announced.add(segment_id)
 
+    def announced_segment(self, segment_id: int) -> Segment | None:
+        """The segment, when this peer was told of it and it is still there."""
+        return self.arena.segments[segment_id] if segment_id in self.announced else None
+
     cdef int tell(self, Block block) except -1:
         if block.segment_id not in self.announced:
-            self.announce(block.segment_id, block.segment)
-            self.announced.add(block.segment_id)
+            self._announce(block.segment_id, block.segment)
         return 0
+
+    def _announce(self, segment_id, segment):
+        with self.announcing:           # whoever comes second goes on only when the message is in the socket
+            if segment_id not in self.announced:
+                self.announce(segment_id, segment)
+                self.announced.add(segment_id)
+
+    def announce_all(self) -> None:
+        """Tells the peer of every segment that there is, so that it can map them before a frame names them."""
+        for segment_id, segment in enumerate(list(self.arena.segments)):
+            if segment is not None and not self.closed:
+                self._announce(segment_id, segment)
 
     cdef Loan loan(self, Block block):
         """The loan of this block to this peer, made when there is none; None when all slots are in use."""
@@ -221,6 +238,11 @@ cdef class Ledger:
             self.arena.ledgers.remove(self)
         for segment_id in list(self.arena.retiring):
             self.arena.retired(segment_id, self)
+
+    @property
+    def tables_known(self) -> int:
+        """How many tables of the peer are mapped."""
+        return len(self.tables)
 
     @property
     def lent(self) -> int:

@@ -14,7 +14,10 @@ cdef class Borrowed:
     cdef uint64_t first_slots
     cdef object more_slots              # callable() or None: announces a further table to the peer
     cdef object missing                 # callable(segment_id) -> None: reads the control socket for a segment that a frame names
-    cdef Segment segment(self, uint64_t segment_id)
+    cdef object fetch                   # callable(segment_id, start, end) -> private Segment, or None: what a lost segment has there
+    cdef dict lost                      # id -> bytes, of segments that were announced and could not be mapped
+    cdef uint64_t taken                 # leases ever taken
+    cdef int find(self, Lease lease, uint64_t segment_id) except -1
     cdef Segment table_of(self, uint64_t* slot)         # slot becomes the index in that table
     cdef int give_back(self, uint64_t slot) except -1
     cdef Lease lease(self, uint64_t segment_id, uint64_t slot)
@@ -23,9 +26,12 @@ cdef class Borrowed:
 cdef class Lease:
     # One naming of a peer's block: the base of received arrays. Its dealloc gives the block back.
     cdef Borrowed owner
-    cdef Segment segment                # keeps the mapping, also after the peer died
+    cdef Segment segment                # keeps the mapping, also after the peer died; None before what was lost is fetched
+    cdef unsigned char* base            # where the segment's first byte is, or would be
+    cdef uint64_t bytes                 # of the segment
     cdef Segment table
     cdef uint64_t* returned
     cdef readonly uint32_t segment_id
     cdef readonly uint32_t slot
     cdef uint32_t mark                  # of the process that made it
+    cdef int reach(self, uint64_t start, uint64_t end) except -1    # [start, end) can be read from now on: 1 when it had to be copied

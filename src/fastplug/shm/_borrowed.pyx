@@ -28,6 +28,15 @@ cdef class Lease:
         if self.returned != NULL and fp_is_home(self.mark):
             fp_give_back(self.returned)
 
+    cdef int reach(self, uint64_t start, uint64_t end) except -1:
+        if self.base != NULL:
+            return 0
+        if self.owner.fetch is None:
+            raise RemoteProtocolError(f"{self.owner.peer} names segment {self.segment_id}, whose descriptor was lost on the way")
+        self.segment = self.owner.fetch(self.segment_id, start, end)
+        self.base = <unsigned char*>(<uint64_t>self.segment.base - start)       # only [start, end) is there, and only that is used
+        return 1
+
 
 cdef class Borrowed:
     """A peer's arena as this process sees it: its segments, read-only, and our table of returned leases.
@@ -36,14 +45,17 @@ cdef class Borrowed:
         peer: its name, for error texts.
         missing: called with a segment id that a frame names and that is not mapped yet; reads the control socket.
         more_slots: called when most slots are in use; makes a further table and announces it.
+        fetch: called with (segment id, start, end) for a part of a segment that was announced and is lost; returns it in private memory.
     """
 
-    def __init__(self, peer: str, missing, more_slots=None):
+    def __init__(self, peer: str, missing, more_slots=None, fetch=None):
         self.peer = peer
         self.missing = missing
         self.more_slots = more_slots
+        self.fetch = fetch
         self.segments = []
         self.tables = []
+        self.lost = {}
 
     def make_table(self, slots: int = TABLE_SLOTS) -> Segment:
         """A further table of counters, to be announced to the peer."""
@@ -56,16 +68,33 @@ cdef class Borrowed:
 
     def add_segment(self, segment_id: int, segment: Segment) -> None:
         """The peer announced a segment. Raises RemoteProtocolError: the id is taken, or out of range."""
+        self._admit(segment_id)
+        self.segments[segment_id] = segment
+        self.lost.pop(segment_id, None)
+
+    def lose_segment(self, segment_id: int, bytes: int) -> None:
+        """The peer announced a segment that cannot be mapped here. Raises RemoteProtocolError as ``add_segment`` does."""
+        self._admit(segment_id)
+        self.lost[segment_id] = bytes
+
+    def _admit(self, segment_id):
         if not 0 <= segment_id < (1 << 31) or (segment_id < len(self.segments) and self.segments[segment_id] is not None):
             raise RemoteProtocolError(f"{self.peer} announced segment {segment_id} twice")
-        if segment_id > len(self.segments) + MAX_SEGMENTS or sum(1 for known in self.segments if known is not None) >= MAX_SEGMENTS:
+        known = sum(1 for known in self.segments if known is not None) + len(self.lost) - (segment_id in self.lost)
+        if segment_id > len(self.segments) + MAX_SEGMENTS or known >= MAX_SEGMENTS:
             raise RemoteProtocolError(f"{self.peer} announced segment {segment_id}; at most {MAX_SEGMENTS} are mapped at once")
         while len(self.segments) <= segment_id:
             self.segments.append(None)
-        self.segments[segment_id] = segment
+
+    @property
+    def lost_segments(self) -> frozenset:
+        """Ids of segments that were announced and cannot be mapped here."""
+        return frozenset(self.lost)
 
     def drop_segment(self, segment_id: int) -> bool:
         """The peer will name it no more. True: there was one; it is unmapped with its last lease."""
+        if self.lost.pop(segment_id, None) is not None:
+            return True
         if not 0 <= segment_id < len(self.segments) or self.segments[segment_id] is None:
             return False
         self.segments[segment_id] = None
@@ -76,15 +105,23 @@ cdef class Borrowed:
         self.segments = []
         self.tables = []
         self.first_table, self.first_slots = None, 0
-        self.missing = self.more_slots = None
+        self.lost = {}
+        self.missing = self.more_slots = self.fetch = None
 
-    cdef Segment segment(self, uint64_t segment_id):
+    cdef int find(self, Lease lease, uint64_t segment_id) except -1:
+        cdef Segment segment
+        if segment_id >= <uint64_t>len(self.segments) or self.segments[segment_id] is None:
+            self.missing(segment_id)
         if segment_id < <uint64_t>len(self.segments) and self.segments[segment_id] is not None:
-            return self.segments[segment_id]
-        self.missing(segment_id)
-        if segment_id < <uint64_t>len(self.segments) and self.segments[segment_id] is not None:
-            return self.segments[segment_id]
-        raise RemoteProtocolError(f"{self.peer} names segment {segment_id}, which it never announced (or its descriptor was lost on the way)")
+            segment = self.segments[segment_id]
+            lease.segment = segment
+            lease.base = segment.base
+            lease.bytes = segment.bytes
+        elif segment_id in self.lost:
+            lease.bytes = self.lost[segment_id]
+        else:
+            raise RemoteProtocolError(f"{self.peer} names segment {segment_id}, which it never announced")
+        return 0
 
     cdef Segment table_of(self, uint64_t* slot):
         if slot[0] < self.first_slots:
@@ -98,20 +135,21 @@ cdef class Borrowed:
     cdef int give_back(self, uint64_t slot) except -1:
         cdef Segment table = self.table_of(&slot)
         fp_give_back(<uint64_t*>table.base + slot)
+        self.taken += 1
         return 0
 
     cdef Lease lease(self, uint64_t segment_id, uint64_t slot):
-        cdef Segment segment = self.segment(segment_id)
         cdef uint64_t index = slot
         cdef Segment table = self.table_of(&index)
         cdef Lease lease = Lease.__new__(Lease)
+        self.find(lease, segment_id)
         lease.owner = self
-        lease.segment = segment
         lease.table = table
         lease.segment_id = <uint32_t>segment_id
         lease.slot = <uint32_t>slot
         lease.mark = fp_mark()
         lease.returned = <uint64_t*>table.base + index
+        self.taken += 1
         # the peer takes the lowest free slot: three quarters in use announce that it will need more
         if slot >= self.slots - self.slots // 4 and self.more_slots is not None and len(self.tables) < MAX_TABLES:
             self.more_slots()

@@ -335,8 +335,8 @@ cdef class ArenaArrays(_Described):
             _put_head(enc, array, FORM_LENT, order)
         else:
             lease = owner
-            at = <int64_t>(<uint64_t>cnp.PyArray_DATA(array) - <uint64_t>lease.segment.base)
-            if lease.owner is not self.port.borrowed or at + low < 0 or at + high > <int64_t>lease.segment.bytes:
+            at = <int64_t>(<uint64_t>cnp.PyArray_DATA(array) - <uint64_t>lease.base)
+            if lease.owner is not self.port.borrowed or at + low < 0 or at + high > <int64_t>lease.bytes:
                 return False
             self.port.lane.hold(lease)
             self.port.named += 1
@@ -389,9 +389,12 @@ cdef class ArenaArrays(_Described):
 
     cdef object _borrowed(self, _Description it, Place* place):
         cdef Lease lease = self.port.borrowed.lease(place.segment, place.slot)
-        _inside(it, place, 0, lease.segment.bytes)
+        _inside(it, place, 0, lease.bytes)
+        if it.nbytes and lease.reach(place.offset + it.low, place.offset + it.high):
+            self.port.copies += 1
+            self.port.copied_bytes += it.nbytes
         return _view(it.descr, it.head.ndim, it.shape, it.strides if it.head.order == ORDER_STRIDED else NULL,
-                     lease.segment.base + place.offset, it.head.order, lease, False)
+                     lease.base + place.offset, it.head.order, lease, False)
 
     cdef object _home(self, _Description it, Place* place):
         cdef Loan loan = self.port.ledger.at(place.slot)

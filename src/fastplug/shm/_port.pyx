@@ -140,12 +140,15 @@ cdef class ArenaPort(ArrayPort):
             raise RemoteProtocolError(f"the reference to a spilled payload has {dec.size} bytes")
         memcpy(&reference, dec.data, sizeof(SpillReference))
         lease = self.borrowed.lease(reference.segment, reference.slot)
-        if reference.offset > lease.segment.bytes or reference.bytes > lease.segment.bytes - reference.offset:
+        if reference.offset > lease.bytes or reference.bytes > lease.bytes - reference.offset:
             raise RemoteProtocolError(f"a spilled payload of {reference.bytes} bytes at {reference.offset} lies outside of its segment")
         if reference.bytes > <uint64_t>MESSAGE_MAX:
             raise RemoteProtocolError(f"a spilled payload has {reference.bytes} bytes; {MESSAGE_MAX} are allowed")
         target = dec.fill(reference.bytes)
-        source = lease.segment.base + reference.offset
+        if not reference.bytes:
+            return 0
+        lease.reach(reference.offset, reference.offset + reference.bytes)
+        source = lease.base + reference.offset
         with nogil:
             memcpy(target, source, reference.bytes)
         return 0

@@ -6,5 +6,6 @@ from libc.stdint cimport uint64_t
 cdef class Segment:
     cdef unsigned char* base
     cdef readonly uint64_t bytes
-    cdef readonly int fd            # kept open (CLOEXEC) for announcing it, and for private copy-on-write views
+    cdef readonly int fd            # kept open (CLOEXEC) for announcing it, and for private copy-on-write views; -1: not kept
+    cdef bint counted               # its descriptor counts among those that are kept
     cdef readonly bint writable     # ours

@@ -8,6 +8,7 @@ MAX_SEGMENT_BYTES: Final[int]
 SEALS: Final[int]
 ALLOCATION_STEP_BYTES: Final[int]
 ALLOCATION_TRIES: Final[int]
+KEPT_DESCRIPTORS: Final[int]
 
 def live() -> int: ...
 def available() -> bool: ...
@@ -26,6 +27,8 @@ class Segment:
     @staticmethod
     def create(bytes: int, name: str = "fastplug") -> Segment: ...  # noqa: A002
     @staticmethod
-    def attach(fd: int, bytes: int) -> Segment: ...  # noqa: A002
+    def attach(fd: int, bytes: int, keep: bool = False) -> Segment: ...  # noqa: A002
+    @staticmethod
+    def private(bytes: int) -> Segment: ...  # noqa: A002
     def read(self, offset: int, count: int) -> builtins.bytes: ...
     def write(self, offset: int, data: builtins.bytes) -> None: ...

@@ -11,6 +11,7 @@ import stat
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno as c_errno
 from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy
 from posix.unistd cimport close, ftruncate
 
 from fastplug.errors import ArenaExhausted, RemoteProtocolError
@@ -20,7 +21,7 @@ cdef extern from "<sys/mman.h>" nogil:
     int munmap(void*, size_t)
     int madvise(void*, size_t, int)
     int memfd_create(const char*, unsigned int)
-    enum: PROT_READ, PROT_WRITE, MAP_SHARED, MFD_CLOEXEC, MFD_ALLOW_SEALING
+    enum: PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MFD_CLOEXEC, MFD_ALLOW_SEALING
     void* MAP_FAILED
 
 cdef extern from *:
@@ -48,6 +49,10 @@ ALLOCATION_STEP_BYTES = 4 << 20
 # A process that is signalled more often than a step takes, again and again, gets no segment.
 ALLOCATION_TRIES = 1000
 
+# Descriptors of peers' segments that one process keeps for private views: a quarter of the usual limit of 1024. Further ones are closed.
+KEPT_DESCRIPTORS = 256
+
+cdef Py_ssize_t _kept = 0
 cdef Py_ssize_t _live = 0          # a C variable: at interpreter exit a Python one may be gone before the last segment
 
 
@@ -111,18 +116,19 @@ cdef class Segment:
         return segment
 
     @staticmethod
-    def attach(fd: int, bytes: int) -> Segment:
+    def attach(fd: int, bytes: int, keep: bool = False) -> Segment:
         """A peer's segment, mapped read-only. Takes over ``fd``, also when it raises.
 
         Args:
             fd: as it came over the control socket.
             bytes: the size that the peer announced.
+            keep: the descriptor stays open for private views, unless this process has ``KEPT_DESCRIPTORS`` of them already.
 
         Raises:
             RemoteProtocolError: it is not what the protocol asks for, and why.
             ArenaExhausted: this process can map no more.
         """
-        global _live
+        global _live, _kept
         cdef Segment segment = Segment.__new__(Segment)
         cdef void* base
         cdef int cfd = fd
@@ -139,10 +145,37 @@ cdef class Segment:
         _live += 1
         with nogil:
             madvise(base, size, MADV_POPULATE_READ)
+        if keep and _kept < KEPT_DESCRIPTORS:
+            segment.counted = True
+            _kept += 1
+        else:
+            close(cfd)
+            segment.fd = -1
+        return segment
+
+    @staticmethod
+    def private(bytes: int) -> Segment:
+        """Memory of this process alone, zeroed: stands in for a part of a segment that cannot be mapped. Raises ArenaExhausted."""
+        global _live
+        cdef Segment segment = Segment.__new__(Segment)
+        cdef void* base
+        cdef uint64_t size = -(-bytes // PAGE_BYTES) * PAGE_BYTES
+        if not 0 < bytes <= MAX_SEGMENT_BYTES:
+            raise ValueError(f"{bytes} bytes cannot be had")
+        with nogil:
+            base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if base == MAP_FAILED:
+            raise _no_memory("mmap", c_errno, bytes)
+        segment.base = <unsigned char*>base
+        segment.bytes = size
+        segment.writable = True
+        _live += 1
         return segment
 
     def __dealloc__(self):
-        global _live
+        global _live, _kept
+        if self.counted:
+            _kept -= 1
         if self.base != NULL:
             munmap(self.base, self.bytes)
             self.base = NULL
@@ -162,13 +195,13 @@ cdef class Segment:
         return self.base[<uint64_t>offset : <uint64_t>(offset + count)]
 
     def write(self, offset: int, data: object) -> None:
-        """Writes to a segment of this process (tests play a hostile peer with it)."""
+        """Writes to a segment of this process: what was fetched for a private one; tests play a hostile peer with it."""
         cdef const unsigned char[::1] view = data
-        cdef uint64_t i, at = offset
+        cdef uint64_t at = offset
         if not self.writable or at > self.bytes or <uint64_t>view.shape[0] > self.bytes - at:
             raise ValueError("outside of the segment, or not ours")
-        for i in range(<uint64_t>view.shape[0]):
-            self.base[at + i] = view[i]
+        if view.shape[0]:
+            memcpy(self.base + at, &view[0], view.shape[0])
 
 
 cdef int _allocate(int fd, uint64_t size) except -1:

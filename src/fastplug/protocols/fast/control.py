@@ -45,6 +45,9 @@ class Message(enum.IntEnum):
     PING = 6
     PONG = 7
     SHUTDOWN = 8
+    LOST = 9
+    FETCH = 10
+    BYTES = 11
 
 
 # Descriptors that a message may carry; the others have none.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import select
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastplug.errors import ArenaExhausted, PluginError, RemoteProtocolError
@@ -24,6 +26,11 @@ _log = logging.getLogger("fastplug.fast")
 # A peer answers RETIRE unless it is stopped or holds the GIL; then the error about memory comes this much later.
 RETIRE_TIMEOUT_S = 1.0
 RETIRE_LOOK_MS = 5
+# What one FETCH asks for at most: its answer fits into a socket's buffer whole, so that sending it waits for nobody.
+FETCH_BYTES = 64 * 1024
+# The peer's control thread answers at once, unless the peer is stopped or holds the GIL.
+FETCH_TIMEOUT_S = 10.0
+FETCH_LOOK_MS = 5
 
 
 def _count(body: Body, key: str, most: int) -> int:
@@ -34,12 +41,15 @@ def _count(body: Body, key: str, most: int) -> int:
     return value
 
 
-def _attached(body: Body, fds: list[int], sizes: dict[str, int]) -> list[Segment]:
-    """A segment per descriptor; ``sizes``: which key of ``body`` has its size, and the most that this may be. Owns ``fds``."""
+def _attached(body: Body, fds: list[int], sizes: dict[str, int], arrays: str = "") -> list[Segment]:
+    """A segment per descriptor; ``sizes``: which key of ``body`` has its size, and the most that this may be. Owns ``fds``.
+
+    ``arrays`` is the key of the one that arrays lie in: private views of them need its descriptor.
+    """
     waiting = list(fds)
     try:
-        counts = [_count(body, key, most) for key, most in sizes.items()]
-        return [Segment.attach(waiting.pop(0), count) for count in counts]
+        counts = [(key, _count(body, key, most)) for key, most in sizes.items()]
+        return [Segment.attach(waiting.pop(0), count, keep=key == arrays) for key, count in counts]
     finally:
         close_all(waiting)
 
@@ -66,8 +76,11 @@ class SharedMemory:
         self._strict = strict
         self._slice_ns = slice_ns
         self._lane_segment: Segment | None = _lane.create_segment()
-        self.borrowed = Borrowed(peer, self._missing, self._more_slots)
-        self._table: Segment | None = self.borrowed.make_table()
+        self.borrowed = Borrowed(peer, self._missing, self._more_slots, self._fetch)
+        self._tables: list[Segment] = [self.borrowed.make_table()]
+        self._fetched: dict[tuple[int, int], bytes] = {}
+        self._wanted: tuple[int, int] | None = None
+        self._table_lost = False
         self.ledger: Ledger | None = None
         self.lane: _lane.Lane | None = None
         self.port: ArenaPort | None = None
@@ -76,9 +89,9 @@ class SharedMemory:
         """What HELLO says of this side's memory, and the descriptors."""
         first = self.arena.first_segment()
         assert self._lane_segment is not None
-        assert self._table is not None
-        body = {"lane": self._lane_segment.bytes, "table": TABLE_SLOTS, "table_bytes": self._table.bytes, "segment": first.bytes}
-        return body, [self._lane_segment.fd, self._table.fd, first.fd]
+        (table,) = self._tables
+        body = {"lane": self._lane_segment.bytes, "table": TABLE_SLOTS, "table_bytes": table.bytes, "segment": first.bytes}
+        return body, [self._lane_segment.fd, table.fd, first.fd]
 
     def accept(self, body: Body, fds: list[int]) -> None:
         """Maps what the peer's HELLO brought. Takes over ``fds``. Raises RemoteProtocolError, ArenaExhausted."""
@@ -86,7 +99,9 @@ class SharedMemory:
         if len(fds) != 3:
             close_all(fds)
             raise RemoteProtocolError(f"{self.peer} sent HELLO with {len(fds)} descriptors instead of 3 (is a descriptor limit reached?)")
-        lane_segment, table, first = _attached(body, fds, {"lane": 1 << 30, "table_bytes": 1 << 30, "segment": MAX_SEGMENT_BYTES})
+        lane_segment, table, first = _attached(
+            body, fds, {"lane": 1 << 30, "table_bytes": 1 << 30, "segment": MAX_SEGMENT_BYTES}, "segment"
+        )
         self.lane = _lane.Lane(self._lane_segment, lane_segment, self._slice_ns)
         self.ledger = Ledger(self.arena, self.peer, self._announce)
         self.ledger.add_table(table, _count(body, "table", 1 << 20))
@@ -118,46 +133,130 @@ class SharedMemory:
 
     def _more_slots(self) -> None:
         """Most slots of our tables are in use: one more, before the peer runs out of them."""
-        table = self.borrowed.make_table()
+        self._tables.append(self.borrowed.make_table())
         with contextlib.suppress(OSError):  # a peer that is gone needs none
-            self.control.send(Message.TABLE, {"slots": TABLE_SLOTS, "bytes": table.bytes}, [table.fd])
+            self._send_table(len(self._tables) - 1)
+
+    def _send_table(self, index: int) -> None:
+        table = self._tables[index]
+        self.control.send(Message.TABLE, {"table": index, "slots": TABLE_SLOTS, "bytes": table.bytes}, [table.fd])
 
     def _missing(self, segment_id: int) -> None:
         """A frame names a segment that is not here yet: its message is in the socket, or was handled by another thread meanwhile."""
         self.control.pump(self.handle)
+        if self._table_lost and self.ledger is not None:
+            self._table_lost = False
+            with contextlib.suppress(OSError):
+                self.control.send(Message.LOST, {"table": self.ledger.tables_known})
+
+    # -- what was lost on the way (wire.md, "Lost descriptors")
+
+    def _fetch(self, segment_id: int, start: int, end: int) -> Segment:
+        """[start, end) of a segment of the peer that is not mapped here, in private memory. One caller at a time: calls take turns."""
+        found = Segment.private(end - start)
+        for offset in range(start, end, FETCH_BYTES):
+            count = min(FETCH_BYTES, end - offset)
+            found.write(offset - start, self._fetch_part(segment_id, offset, count))
+        with contextlib.suppress(OSError):
+            self.control.send(Message.LOST, {"segment": segment_id})
+        return found
+
+    def _fetch_part(self, segment_id: int, offset: int, count: int) -> bytes:
+        poller = select.poll()
+        poller.register(self.control.fileno(), select.POLLIN)
+        until, self._wanted = time.monotonic() + FETCH_TIMEOUT_S, (segment_id, offset)
+        try:
+            self.control.send(Message.FETCH, {"segment": segment_id, "offset": offset, "bytes": count})
+            while self._wanted not in self._fetched:
+                if time.monotonic() > until:
+                    raise RemoteProtocolError(f"{self.peer} did not send a part of a lost memory segment within {FETCH_TIMEOUT_S:g} s")
+                poller.poll(FETCH_LOOK_MS)  # the watcher's thread may have read the answer meanwhile
+                if not self.control.pump(self.handle):
+                    break
+        except OSError as error:
+            raise PeerLeft(f"{self.peer} has closed the control socket") from error
+        finally:
+            wanted, self._wanted = self._wanted, None
+        data = self._fetched.pop(wanted, None)
+        if data is None:
+            raise PeerLeft(f"{self.peer} has closed the control socket")
+        if len(data) != count:
+            raise RemoteProtocolError(f"{self.peer} sent {len(data)} bytes of a lost memory segment instead of {count}")
+        return data
+
+    def _on_bytes(self, body: Body, fds: list[int]) -> None:
+        place = _count(body, "segment", 1 << 31), _count(body, "offset", MAX_SEGMENT_BYTES)
+        if place != self._wanted:  # nobody waits for it any more
+            return
+        try:
+            self._fetched[place] = base64.b64decode(body.get("data", ""), validate=True)
+        except (TypeError, ValueError) as error:
+            raise RemoteProtocolError(f"{self.peer} sent bytes of a memory segment that are no base64") from error
+
+    def _on_fetch(self, body: Body, fds: list[int]) -> None:
+        segment_id, offset = _count(body, "segment", 1 << 31), _count(body, "offset", MAX_SEGMENT_BYTES)
+        count = _count(body, "bytes", FETCH_BYTES)
+        segment = self.ledger.announced_segment(segment_id) if self.ledger is not None else None
+        if segment is None or offset + count > segment.bytes:
+            raise RemoteProtocolError(f"{self.peer} asks for {count} bytes at {offset} of segment {segment_id}, which it was not told of")
+        data = base64.b64encode(segment.read(offset, count)).decode()
+        self.control.send(Message.BYTES, {"segment": segment_id, "offset": offset, "data": data})
+
+    def _on_lost(self, body: Body, fds: list[int]) -> None:
+        if "table" in body:
+            index = _count(body, "table", len(self._tables) - 1)
+            if index == 0:
+                raise RemoteProtocolError(f"{self.peer} lost the table that it got with HELLO")
+            self._send_table(index)
+            return
+        segment_id = _count(body, "segment", 1 << 31)
+        segment = self.ledger.announced_segment(segment_id) if self.ledger is not None else None
+        if segment is not None:
+            self._announce(segment_id, segment)
+
+    # -- what comes
 
     def handle(self, kind: int, body: Body, fds: list[int]) -> None:
         """Control messages about memory; others are passed over. Owns ``fds``."""
-        if kind == Message.SEGMENT:
-            self._segment(body, fds)
-        elif kind == Message.TABLE:
-            self._table_announced(body, fds)
-        elif kind == Message.RETIRE:
-            segment_id = _count(body, "segment", 1 << 31)
-            self.borrowed.drop_segment(segment_id)
-            self.control.send(Message.RETIRED, {"segment": segment_id})
-        elif kind == Message.RETIRED and self.ledger is not None:
+        handler = _HANDLERS.get(kind)
+        if handler is None:
+            close_all(fds)
+        else:
+            handler(self, body, fds)
+
+    def _on_retire(self, body: Body, fds: list[int]) -> None:
+        segment_id = _count(body, "segment", 1 << 31)
+        self.borrowed.drop_segment(segment_id)
+        self.control.send(Message.RETIRED, {"segment": segment_id})
+
+    def _on_retired(self, body: Body, fds: list[int]) -> None:
+        if self.ledger is not None:
             self.arena.retired(_count(body, "segment", 1 << 31), self.ledger)
-        else:
-            close_all(fds)
 
-    def _segment(self, body: Body, fds: list[int]) -> None:
-        if len(fds) != 1:
-            _log.warning("a memory segment of %s lost its descriptor on the way; calls that need it will fail", self.peer)
-            return
+    def _on_segment(self, body: Body, fds: list[int]) -> None:
         try:
-            (segment,) = _attached(body, fds, {"bytes": MAX_SEGMENT_BYTES})
-        except ArenaExhausted as error:
-            _log.warning("a memory segment of %s cannot be mapped: %s", self.peer, error)
-            return
-        self.borrowed.add_segment(_count(body, "segment", 1 << 31), segment)
-
-    def _table_announced(self, body: Body, fds: list[int]) -> None:
-        if len(fds) == 1 and self.ledger is not None:
-            (table,) = _attached(body, fds, {"bytes": 1 << 30})
-            self.ledger.add_table(table, _count(body, "slots", 1 << 20))
-        else:
+            segment_id, size = _count(body, "segment", 1 << 31), _count(body, "bytes", MAX_SEGMENT_BYTES)
+        except RemoteProtocolError:
             close_all(fds)
+            raise
+        why = "its descriptor was lost on the way; this process is at its limit of descriptors (RLIMIT_NOFILE)"
+        try:
+            for segment in _attached(body, fds, {"bytes": MAX_SEGMENT_BYTES}, "bytes") if len(fds) == 1 else ():
+                self.borrowed.add_segment(segment_id, segment)
+                return
+        except ArenaExhausted as error:
+            why = str(error)
+        if segment_id not in self.borrowed.lost_segments:  # once, not with each further try
+            self.borrowed.lose_segment(segment_id, size)
+            _log.warning("segment %d of %s cannot be mapped: %s. What lies there is copied over a socket.", segment_id, self.peer, why)
+
+    def _on_table(self, body: Body, fds: list[int]) -> None:
+        if self.ledger is None or len(fds) != 1 or body.get("table") != self.ledger.tables_known:
+            self._table_lost = not fds or self._table_lost  # their slots are counted on: none of a later table before this one's
+            return close_all(fds)
+        (table,) = _attached(body, fds, {"bytes": 1 << 30})
+        self.ledger.add_table(table, _count(body, "slots", 1 << 20))
+        return None
 
     def close(self) -> None:
         """The peer is gone, or not wanted any more: memory goes back, also while handles live on. Arrays stay while referenced."""
@@ -167,7 +266,8 @@ class SharedMemory:
             self.port.close()
         self.borrowed.close()
         self.arena.close()
-        self.ledger = self.port = self.lane = self._lane_segment = self._table = None
+        self.ledger = self.port = self.lane = self._lane_segment = None
+        self._tables = []
 
     def stats(self) -> dict[str, Any]:
         """Memory at this moment."""
@@ -178,3 +278,14 @@ class SharedMemory:
         if self.ledger is not None:
             found["lent"] = self.ledger.lent
         return found
+
+
+_HANDLERS: dict[int, Callable[[SharedMemory, Body, list[int]], None]] = {
+    Message.SEGMENT: SharedMemory._on_segment,
+    Message.TABLE: SharedMemory._on_table,
+    Message.RETIRE: SharedMemory._on_retire,
+    Message.RETIRED: SharedMemory._on_retired,
+    Message.LOST: SharedMemory._on_lost,
+    Message.FETCH: SharedMemory._on_fetch,
+    Message.BYTES: SharedMemory._on_bytes,
+}

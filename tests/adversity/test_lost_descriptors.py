@@ -1,0 +1,44 @@
+"""A plugin that has no descriptor left for the memory that it is sent: the call is answered, and the next ones are fast again."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from tests.conformance.conftest import started
+from tests.plugins.lender_api import Lender
+from tests.plugins.lender_plugin import NumpyLender
+
+SIZE = 1_000_000  # 8 MB: more than the first segment has
+
+
+def test_arrays_are_copied_while_the_limit_holds(caplog: pytest.LogCaptureFixture) -> None:
+    with started("shm", NumpyLender) as client, caplog.at_level(logging.WARNING):
+        lender = client.dispense(Lender)
+        lender.total(np.ones(1))  # its modules are loaded now, which takes descriptors
+        lender.limit_descriptors(True)
+        x = client.empty(SIZE)
+        x[:] = np.arange(SIZE)
+        before = client.stats()
+        assert lender.total(x) == x.sum()
+        assert lender.total(x[::-2]) == x[::-2].sum()
+        back = lender.echo(x)
+        assert np.array_equal(back, x)
+        assert np.shares_memory(back, x)
+        after = client.stats()
+        assert after["plugin_copies"] - before["plugin_copies"] == 3
+        assert after["copies"] == before["copies"]
+        assert "RLIMIT_NOFILE" in caplog.text
+
+        lender.limit_descriptors(False)
+        assert lender.total(x) == x.sum()  # fetched once more, and then announced again
+        for _ in range(100):
+            client.ping()
+            before = client.stats()
+            assert lender.total(x) == x.sum()
+            if client.stats()["plugin_copies"] == before["plugin_copies"]:
+                break
+        else:
+            pytest.fail("the segment was not mapped again")
+        del back
