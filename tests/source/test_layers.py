@@ -12,7 +12,7 @@ LAYERS = (
     # words
     ("annotation", "config", "deadlines", "errors", "interfaces", "plugin", "protocol", "signature"),
     # languages
-    ("_wire", "_wire_buffer", "_wire_containers", "_wire_scalars", "_wire_words"),
+    ("_wire", "_wire_buffer", "_wire_containers", "_wire_scalars", "_wire_words", "yamux"),
     # resources
     ("net", "process", "shm"),
     # agreement
@@ -30,7 +30,17 @@ BACK_BECAUSE = {
 }
 
 # Bytes, events and the time in, bytes and events out.
-PURE = ("_wire", "_wire_buffer", "_wire_containers", "_wire_scalars", "_wire_words", "handshake", "process.hclog", "process.lifecycle")
+PURE = (
+    "_wire",
+    "_wire_buffer",
+    "_wire_containers",
+    "_wire_scalars",
+    "_wire_words",
+    "handshake",
+    "process.hclog",
+    "process.lifecycle",
+    "yamux",
+)
 IMPURE = frozenset(
     {
         "_thread",

@@ -263,7 +263,7 @@ class Session:
     def accept(self, stream_id: int) -> None:
         """Accepts a stream that `StreamOpened` told of. One that is over by now is ignored. Raises LocalProtocolError for another one."""
         stream = self._streams.get(stream_id)
-        if stream is None:
+        if stream is None or self.ended is not None:
             return
         if stream_id not in self._waiting:
             raise LocalProtocolError(f"yamux stream {stream_id} does not wait to be accepted")
@@ -353,6 +353,15 @@ class Session:
         if not self._local_go_away and self.ended is None:
             self._local_go_away = True
             self._queue(header(_GO_AWAY, 0, 0, GoAwayCode.NORMAL))
+
+    @property
+    def peer_went_away(self) -> bool:
+        """Whether the peer takes no more streams."""
+        return self._remote_go_away
+
+    def is_waiting(self, stream_id: int) -> bool:
+        """Whether the peer's stream waits to be accepted."""
+        return stream_id in self._waiting
 
     @property
     def stream_count(self) -> int:
