@@ -33,6 +33,8 @@ from fastplug.shm.watcher import watcher
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from fastplug.protocols.grpc.descriptors import Descriptors
+
 __all__ = ["Client"]
 
 T = TypeVar("T")
@@ -430,6 +432,37 @@ class Client:
         handle._fastplug_client = self
         found: T = handle
         return found
+
+    def service(self, name: str, *, descriptors: Descriptors | None = None) -> Any:
+        """A service of a plugin over gRPC, as an object with the service's methods: no stubs, no .proto.
+
+        The plugin's own reflection tells methods and messages. ``help()`` on the object and its methods shows the fields. See
+        ``fastplug.protocols.grpc.service.Service`` for what a method takes, gives and raises.
+
+        Args:
+            name: full name, ``package.Service``.
+            descriptors: for a plugin without reflection: a FileDescriptorSet, its bytes, or modules that protoc generated.
+
+        Raises:
+            InterfaceMismatch: the plugin has no such service; which it has.
+            ConfigError: it has no reflection and no ``descriptors`` were given, or it does not speak gRPC.
+            RemoteProtocolError: it describes itself malformed. DeadlineExceeded, PluginDied, Closed.
+        """
+        return self._catalog().service(name, descriptors)
+
+    def services(self) -> tuple[str, ...]:
+        """Full names of the services that ``service`` takes. Raises as ``service``."""
+        return tuple(self._catalog().names())
+
+    def descriptors(self, name: str) -> Any:
+        """The files that describe a service, imports included, as a protobuf FileDescriptorSet. Raises as ``service``."""
+        return self._catalog().descriptors(name)
+
+    def _catalog(self) -> Any:
+        catalog = getattr(self._connected(), "catalog", None)
+        if catalog is None:
+            raise ConfigError(f"services need a plugin over gRPC; this one is connected over {self.transport}: start it with transport='grpc'")
+        return catalog
 
     def ping(self, timeout_s: float = PING_TIMEOUT_S) -> None:
         """Returns when the plugin answered. Raises DeadlineExceeded, PluginDied, Closed."""

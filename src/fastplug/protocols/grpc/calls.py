@@ -7,7 +7,9 @@ thread makes its calls, and it waits in a SimpleQueue, which has no such moment.
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
@@ -60,30 +62,30 @@ class Calls:
     def __init__(self, channel: Channel, metadata: tuple[tuple[str, str], ...]) -> None:
         self._channel = channel
         self._metadata = metadata
-        self._posted: SimpleQueue[tuple[_Call, bool] | None] = SimpleQueue()
+        self._posted: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._maker = threading.Thread(target=self._make, name="fastplug-grpc-calls", daemon=True)
         self._maker.start()
 
     def _make(self) -> None:
-        while (posted := self._posted.get()) is not None:
-            call, wanted = posted
-            if wanted:
-                call.start(self._channel)
-            else:
-                call.cancel()
-            del posted, call  # not kept until the next one comes: requests may be large
+        while (act := self._posted.get()) is not None:
+            act()
+            del act  # not kept until the next one comes: requests may be large
+
+    def post(self, act: Callable[[], None]) -> None:
+        """Has ``act``, which must not raise or wait, run on the thread that may touch the engine. For any thread; dropped after close()."""
+        self._posted.put(act)
 
     def unary(self, path: str, request: bytes, timeout_s: float | None) -> bytes:
         """The response. Raises RpcError, and KeyboardInterrupt at once; the call is cancelled then."""
         call = _Call(path, request, timeout_s, self._metadata)
         if threading.current_thread() is threading.main_thread():
-            self._posted.put((call, True))
+            self.post(functools.partial(call.start, self._channel))
         else:
             call.start(self._channel)
         try:
             outcome = call.done.get()  # ends with the answer, the deadline, the connection, or Ctrl-C
         except BaseException:
-            self._posted.put((call, False))
+            self.post(call.cancel)
             raise
         if isinstance(outcome, RpcError):
             raise outcome
@@ -92,7 +94,7 @@ class Calls:
     def send(self, path: str, request: bytes, timeout_s: float) -> _Call:
         """Makes a call and waits for nothing. It is cancelled when nobody holds what this returns."""
         call = _Call(path, request, timeout_s, self._metadata)
-        self._posted.put((call, True))
+        self.post(functools.partial(call.start, self._channel))
         return call
 
     def close(self) -> None:

@@ -14,12 +14,14 @@ from fastplug.interfaces import Interface
 from fastplug.net.dial import dial
 from fastplug.protocol import HostContext
 from fastplug.protocols.grpc.calls import Calls
+from fastplug.protocols.grpc.catalog import Catalog
 from fastplug.protocols.grpc.channel import Channel, Code, Limits, select
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.errors import HOST_KEY, Malformed, remote_error_in
 from fastplug.protocols.grpc.messages import DESCRIBE, HEALTH_CHECK, SHUTDOWN, STATS, Empty, HealthRequest, Json
 from fastplug.protocols.grpc.schema import Rpc, schema_of
 from fastplug.protocols.grpc.stream import SocketStream
+from fastplug.protocols.grpc.streaming import StreamCalls
 from fastplug.protocols.grpc.values import ArrayCopies
 from fastplug.protocols.handle import absent_method, make_handle
 from fastplug.signature import InterfaceDescription, check_offer, checked_description, offered_index
@@ -55,7 +57,10 @@ class GrpcClient:
         self._shutdown: Any = None
         connected = dial(context.network, context.address, timeout_s=context.config.connect_timeout_s)
         self.channel: Channel = select(engine).connect(SocketStream(connected), None, authority=AUTHORITY, limits=Limits())
-        self._calls = Calls(self.channel, ((HOST_KEY, "1"),))
+        announced = ((HOST_KEY, "1"),)
+        self._calls = Calls(self.channel, announced)
+        self.streams = StreamCalls(self.channel, self._calls.post, announced)
+        self.catalog = Catalog(self, f"plugin {context.name!r}", context.config.connect_timeout_s)
 
     def dispense(self, interface: Interface) -> Any:
         """An object with the interface's methods. Raises InterfaceMismatch; a plugin that does not describe itself is not checked."""
@@ -105,6 +110,19 @@ class GrpcClient:
             raise DeadlineExceeded(f"{qualified}(): the deadline was over before the call; nothing was sent")
         self._made += 1  # two threads may lose one to each other; it is a statistic
         return remote.codec.decode_result(self._unary(remote.path, request, timeout_s, qualified, f"{qualified}()"))
+
+    def call_unary(self, path: str, request: bytes, timeout_s: float | None, what: str) -> bytes:
+        """One call of a service. Raises RpcError, DeadlineExceeded, PluginDied, Closed, what a fastplug plugin's handler raised."""
+        self._made += 1
+        return self._unary(path, request, timeout_s, None, what)
+
+    def translated(self, status: RpcError, what: str) -> Exception:
+        """The error of the tree for a failed call of a service."""
+        return self._translated(status, None, what)
+
+    def check_open(self, what: str) -> None:
+        """Raises Closed or PluginDied."""
+        self._check_usable(what)
 
     def _unary(self, path: str, request: bytes, timeout_s: float | None, qualified: str | None, what: str) -> bytes:
         """The response. Raises an error of the tree."""
@@ -156,6 +174,7 @@ class GrpcClient:
         if os.getpid() == self._owner_pid:
             self._closed = True
             self.channel.close()
+            self.streams.close()
             self._calls.close()
             self._shutdown = None
 
