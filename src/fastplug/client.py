@@ -461,7 +461,9 @@ class Client:
     def _catalog(self) -> Any:
         catalog = getattr(self._connected(), "catalog", None)
         if catalog is None:
-            raise ConfigError(f"services need a plugin over gRPC; this one is connected over {self.transport}: start it with transport='grpc'")
+            raise ConfigError(
+                f"services need a plugin over gRPC; this one is connected over {self.transport}: start it with transport='grpc'"
+            )
         return catalog
 
     def ping(self, timeout_s: float = PING_TIMEOUT_S) -> None:

@@ -53,7 +53,7 @@ class Files:
             try:
                 self._pool.AddSerializedFile(self._files[name])
             except Exception as error:
-                raise RemoteProtocolError(f"the description of {name} is malformed: {error!s:.300}") from error
+                raise RemoteProtocolError(f"the description of {name:.200} is malformed: {error!s:.300}") from error
 
     def service(self, name: str) -> dict[str, MethodShape] | None:
         """The methods of a service by name; None if no file has it."""
@@ -64,10 +64,11 @@ class Files:
         return {method.name: self._shape(found, method) for method in found.methods}
 
     def _shape(self, service: ServiceDescriptor, method: MethodDescriptor) -> MethodShape:
-        classes = [message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type)]
+        request, response = (message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type))
         proto = descriptor_pb2.MethodDescriptorProto()
         method.CopyToProto(proto)
-        return MethodShape(f"/{service.full_name}/{method.name}", proto.client_streaming, proto.server_streaming, *classes, method)
+        path = f"/{service.full_name}/{method.name}"
+        return MethodShape(path, proto.client_streaming, proto.server_streaming, request, response, method)
 
     def services(self) -> list[str]:
         """Full names of all services, in the order of the files."""
@@ -98,17 +99,23 @@ def _in_order(files: Mapping[str, bytes]) -> list[str]:
             if wanted in done:
                 continue
             if wanted not in imports or wanted in path:
-                raise RemoteProtocolError(f"{name} imports {wanted}, which {'imports it' if wanted in imports else 'is not there'}")
+                raise RemoteProtocolError(
+                    f"{name:.200} imports {wanted:.200}, which {'imports it' if wanted in imports else 'is not there'}"
+                )
             path[wanted] = 0
     return list(done)
 
 
 def parsed(name: str, serialized: bytes) -> Any:
     """A file. Raises RemoteProtocolError."""
+    what = name or "a file"
     try:
-        return _File.FromString(serialized)
+        file = _File.FromString(serialized)
     except Exception as error:
-        raise RemoteProtocolError(f"the description of {name or 'a file'} is malformed: {error!s:.300}") from error
+        raise RemoteProtocolError(f"the description of {what:.200} is malformed: {error!s:.300}") from error
+    if not all(isinstance(text, str) for text in (file.name, file.package, *file.dependency)):  # proto2 keeps what is no UTF-8, as bytes
+        raise RemoteProtocolError(f"the description of {what:.200} is malformed: a name is not UTF-8")
+    return file
 
 
 def with_imports(found: Iterable[bytes], fetch: Callable[[str], Sequence[bytes]]) -> dict[str, bytes]:
@@ -143,8 +150,18 @@ def with_imports(found: Iterable[bytes], fetch: Callable[[str], Sequence[bytes]]
 
 
 def _installed(name: str) -> bytes:
-    from google.protobuf import any_pb2, api_pb2, duration_pb2, empty_pb2, field_mask_pb2, source_context_pb2
-    from google.protobuf import struct_pb2, timestamp_pb2, type_pb2, wrappers_pb2
+    from google.protobuf import (
+        any_pb2,
+        api_pb2,
+        duration_pb2,
+        empty_pb2,
+        field_mask_pb2,
+        source_context_pb2,
+        struct_pb2,
+        timestamp_pb2,
+        type_pb2,
+        wrappers_pb2,
+    )
 
     modules: tuple[ModuleType, ...] = (any_pb2, api_pb2, descriptor_pb2, duration_pb2, empty_pb2, field_mask_pb2)
     modules += (source_context_pb2, struct_pb2, timestamp_pb2, type_pb2, wrappers_pb2)
@@ -152,7 +169,7 @@ def _installed(name: str) -> bytes:
         if name == module.DESCRIPTOR.name:
             found: bytes = module.DESCRIPTOR.serialized_pb
             return found
-    raise RemoteProtocolError(f"the plugin's files import {name}, and it does not have it. Pass descriptors= that have it.")
+    raise RemoteProtocolError(f"the plugin's files import {name:.200}, and it does not have it. Pass descriptors= that have it.")
 
 
 def files_of(descriptors: Descriptors) -> Files:

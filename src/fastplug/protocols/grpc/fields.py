@@ -10,7 +10,7 @@ import keyword
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from fastplug.errors import ArgumentError
@@ -20,11 +20,11 @@ __all__ = ["argument_name", "fill", "is_map", "is_repeated", "python_type"]
 # As deep as protobuf's own parsers go by default.
 DEPTH_MAX = 100
 
-_INTEGERS = frozenset({FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64})
+_SIGNED = (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64)
+_INTEGERS = frozenset({*_SIGNED, FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64})
 _FLOATS = frozenset({FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE})
-_WRAPPERS = frozenset(
-    f"google.protobuf.{kind}Value" for kind in ("Bool", "Bytes", "Double", "Float", "Int32", "Int64", "String", "UInt32", "UInt64")
-)
+_WRAPPERS = {"Bool": "bool", "Bytes": "bytes", "Double": "float", "Float": "float", "String": "str"}
+_WRAPPERS |= {"Int32": "int", "Int64": "int", "UInt32": "int", "UInt64": "int"}
 
 
 def argument_name(field: str) -> str:
@@ -32,17 +32,17 @@ def argument_name(field: str) -> str:
     return f"{field}_" if keyword.iskeyword(field) else field
 
 
-def is_map(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and field.message_type.GetOptions().map_entry
+def is_map(field: Any) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
-def is_repeated(field: FieldDescriptor) -> bool:
+def is_repeated(field: Any) -> bool:
     """Also true of maps."""
     # protobuf 4 has label only, and newer ones warn of it.
     return bool(field.is_repeated) if hasattr(field, "is_repeated") else field.label == FieldDescriptor.LABEL_REPEATED
 
 
-def python_type(field: FieldDescriptor) -> str:
+def python_type(field: Any) -> str:
     """What a field takes, in words."""
     if is_map(field):
         entry = field.message_type.fields_by_name
@@ -51,13 +51,13 @@ def python_type(field: FieldDescriptor) -> str:
     return f"list[{one}]" if is_repeated(field) else one
 
 
-def _singular_type(field: FieldDescriptor) -> str:
+def _singular_type(field: Any) -> str:
     if field.message_type is not None:
         name = field.message_type.full_name
         known = _WELL_KNOWN.get(name)
-        return known[0] if known else field.message_type.name
+        return known[0] if known else str(field.message_type.name)
     if field.enum_type is not None:
-        return field.enum_type.name
+        return str(field.enum_type.name)
     if field.cpp_type in _INTEGERS:
         return "int"
     if field.cpp_type in _FLOATS:
@@ -96,30 +96,33 @@ def _fill(message: Message, values: Mapping[str, Any], where: str, depth: int) -
             _set(message, field, value, f"{where}.{field.name}", depth)
         except ArgumentError:
             raise
+        except RecursionError:  # a Struct has no depth of its own
+            raise ArgumentError(f"{where}.{field.name}: nested too deep, or in a circle", parameter=field.name) from None
         except (TypeError, ValueError, OverflowError) as error:
             raise _unfit(field, value, f"{where}.{field.name}", error) from error
 
 
-def _field(descriptor: Descriptor, name: str, where: str) -> FieldDescriptor:
+def _field(descriptor: Any, name: str, where: str) -> Any:
     fields = descriptor.fields_by_name
-    found: FieldDescriptor | None = fields.get(name) or fields.get(name.removesuffix("_"))
+    found = fields.get(name) or fields.get(name.removesuffix("_"))
     if found is None:
         known = ", ".join(argument_name(field) for field in fields) or "none"
         raise ArgumentError(f"{where} has no field {name!r}. Fields of {descriptor.full_name}: {known}.", parameter=name)
     return found
 
 
-def _takes_none(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and field.message_type.full_name == "google.protobuf.Value" and not is_repeated(field)
+def _takes_none(field: Any) -> bool:
+    name = field.message_type.full_name if field.message_type is not None else ""
+    return name == "google.protobuf.Value" and not is_repeated(field)
 
 
-def _unfit(field: FieldDescriptor, value: object, where: str, error: Exception | None = None) -> ArgumentError:
+def _unfit(field: Any, value: object, where: str, error: Exception | None = None) -> ArgumentError:
     expected, got = python_type(field), f"{type(value).__name__} {value!r:.60}"
     because = f" ({error})" if error is not None and str(error) else ""
     return ArgumentError(f"{where} takes {expected}, got {got}{because}", parameter=field.name, expected=expected, got=got)
 
 
-def _set(message: Message, field: FieldDescriptor, value: Any, where: str, depth: int) -> None:
+def _set(message: Message, field: Any, value: Any, where: str, depth: int) -> None:
     if is_map(field):
         _set_map(message, field, value, where, depth)
     elif is_repeated(field):
@@ -139,7 +142,7 @@ def _set(message: Message, field: FieldDescriptor, value: Any, where: str, depth
         setattr(message, field.name, _scalar(field, value, where))
 
 
-def _set_map(message: Message, field: FieldDescriptor, value: Any, where: str, depth: int) -> None:
+def _set_map(message: Message, field: Any, value: Any, where: str, depth: int) -> None:
     if not isinstance(value, Mapping):
         raise _unfit(field, value, where)
     target = getattr(message, field.name)
@@ -151,7 +154,7 @@ def _set_map(message: Message, field: FieldDescriptor, value: Any, where: str, d
             target[key] = _scalar(of, item, f"{where}[{key!r}]")
 
 
-def _scalar(field: FieldDescriptor, value: Any, where: str) -> Any:
+def _scalar(field: Any, value: Any, where: str) -> Any:
     if field.enum_type is not None and isinstance(value, str):
         number = field.enum_type.values_by_name.get(value)
         if number is None:
@@ -280,4 +283,4 @@ _WELL_KNOWN: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "google.protobuf.FieldMask": ("list[str]", _field_mask),
     "google.protobuf.Any": ("a message", _any),
 }
-_WELL_KNOWN |= {name: (f"{name.rpartition('.')[2].removesuffix('Value').lower()}", _wrapper) for name in _WRAPPERS}
+_WELL_KNOWN |= {f"google.protobuf.{kind}Value": (name, _wrapper) for kind, name in _WRAPPERS.items()}

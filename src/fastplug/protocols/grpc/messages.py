@@ -20,6 +20,7 @@ __all__ = [
     "STREAM_STDIO",
     "ConnInfo",
     "Empty",
+    "FileBuilder",
     "HealthRequest",
     "HealthResponse",
     "Json",
@@ -39,6 +40,7 @@ _SCALARS = {
     "string": _Field.TYPE_STRING,
     "bytes": _Field.TYPE_BYTES,
     "bool": _Field.TYPE_BOOL,
+    "int32": _Field.TYPE_INT32,
     "uint32": _Field.TYPE_UINT32,
 }
 
@@ -46,7 +48,7 @@ POOL = descriptor_pool.DescriptorPool()
 POOL.AddSerializedFile(empty_pb2.DESCRIPTOR.serialized_pb)
 
 
-class _File:
+class FileBuilder:
     """One .proto in the making. Names of types are relative to its package, and Outer.Inner is nested in Outer, which stands before."""
 
     def __init__(self, package: str, *imports: str) -> None:
@@ -69,9 +71,18 @@ class _File:
         for field in fields:
             self.field(name, field)
 
-    def field(self, message: str, text: str) -> None:
-        kind, name, _, number = text.split()
-        made = self._messages[message].field.add(name=name, number=int(number), label=_Field.LABEL_OPTIONAL)
+    def oneof(self, message: str, name: str, *fields: str) -> None:
+        """The message's one oneof."""
+        self._messages[message].oneof_decl.add(name=name)
+        for field in fields:
+            self.field(message, field, oneof_index=0)
+
+    def field(self, message: str, text: str, **more: int) -> None:
+        """``text`` may begin with ``repeated``."""
+        plain = text.removeprefix("repeated ")
+        kind, name, _, number = plain.split()
+        label = _Field.LABEL_OPTIONAL if plain == text else _Field.LABEL_REPEATED
+        made = self._messages[message].field.add(name=name, number=int(number), label=label, **more)
         if kind in _SCALARS:
             made.type = _SCALARS[kind]
         else:
@@ -102,7 +113,7 @@ class _File:
 
 
 def _health() -> list[Any]:
-    file = _File("grpc.health.v1")
+    file = FileBuilder("grpc.health.v1")
     file.message("HealthCheckRequest", "string service = 1")
     file.message("HealthCheckResponse")
     file.enum("HealthCheckResponse.ServingStatus", "UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
@@ -113,7 +124,7 @@ def _health() -> list[Any]:
 
 def _go_plugin() -> list[Any]:
     """go-plugin's grpc_broker.proto, grpc_controller.proto and grpc_stdio.proto, in one file."""
-    file = _File("plugin", "google/protobuf/empty.proto")
+    file = FileBuilder("plugin", "google/protobuf/empty.proto")
     file.message("ConnInfo", "uint32 service_id = 1", "string network = 2", "string address = 3")
     file.message("ConnInfo.Knock", "bool knock = 1", "bool ack = 2", "string error = 3")
     file.field("ConnInfo", "ConnInfo.Knock knock = 4")
@@ -129,7 +140,7 @@ def _go_plugin() -> list[Any]:
 
 
 def _directory() -> list[Any]:
-    file = _File("fastplug.v1")
+    file = FileBuilder("fastplug.v1")
     file.message("Empty")
     file.message("Json", "string json = 1")
     file.service("Directory", "Describe Empty Json", "Stats Empty Json")

@@ -1,50 +1,24 @@
 """What a peer says of its own services: gRPC server reflection, v1 and its older twin v1alpha. No gRPC library: paths, messages, questions.
 
-Source: grpc/reflection/v1/reflection.proto, whose messages are described here as ``services.py`` does with the others.
+Source: grpc/reflection/v1/reflection.proto.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 
 from fastplug.errors import ConfigError, RemoteProtocolError, RpcError
-from fastplug.protocols.grpc.channel import Code
+from fastplug.protocols.grpc.channel import CallContext, Code, Handler, HandlerKind, MethodTable
 from fastplug.protocols.grpc.descriptors import Files, with_imports
+from fastplug.protocols.grpc.messages import FileBuilder
 
-__all__ = ["VERSIONS", "Dialect", "Reflection", "is_internal"]
-
-_Field = descriptor_pb2.FieldDescriptorProto
-_TEXT, _NUMBER, _BYTES, _MESSAGE = _Field.TYPE_STRING, _Field.TYPE_INT32, _Field.TYPE_BYTES, _Field.TYPE_MESSAGE
-
-# name -> fields (name, number, type or message name, repeated, oneof)
-_SHAPES: dict[str, list[tuple[str, int, Any, bool, str]]] = {
-    "ExtensionRequest": [("containing_type", 1, _TEXT, False, ""), ("extension_number", 2, _NUMBER, False, "")],
-    "ServerReflectionRequest": [
-        ("host", 1, _TEXT, False, ""),
-        ("file_by_filename", 3, _TEXT, False, "message_request"),
-        ("file_containing_symbol", 4, _TEXT, False, "message_request"),
-        ("file_containing_extension", 5, "ExtensionRequest", False, "message_request"),
-        ("all_extension_numbers_of_type", 6, _TEXT, False, "message_request"),
-        ("list_services", 7, _TEXT, False, "message_request"),
-    ],
-    "FileDescriptorResponse": [("file_descriptor_proto", 1, _BYTES, True, "")],
-    "ExtensionNumberResponse": [("base_type_name", 1, _TEXT, False, ""), ("extension_number", 2, _NUMBER, True, "")],
-    "ServiceResponse": [("name", 1, _TEXT, False, "")],
-    "ListServiceResponse": [("service", 1, "ServiceResponse", True, "")],
-    "ErrorResponse": [("error_code", 1, _NUMBER, False, ""), ("error_message", 2, _TEXT, False, "")],
-    "ServerReflectionResponse": [
-        ("valid_host", 1, _TEXT, False, ""),
-        ("original_request", 2, "ServerReflectionRequest", False, ""),
-        ("file_descriptor_response", 4, "FileDescriptorResponse", False, "message_response"),
-        ("all_extension_numbers_response", 5, "ExtensionNumberResponse", False, "message_response"),
-        ("list_services_response", 6, "ListServiceResponse", False, "message_response"),
-        ("error_response", 7, "ErrorResponse", False, "message_response"),
-    ],
-}
+__all__ = ["VERSIONS", "Dialect", "Reflection", "is_internal", "reflection_methods"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,24 +35,34 @@ class Dialect:
 
 
 def _dialect(package: str) -> Dialect:
-    file = descriptor_pb2.FileDescriptorProto(name=f"{package.replace('.', '/')}/reflection.proto", package=package, syntax="proto3")
-    for name, fields in _SHAPES.items():
-        message = file.message_type.add(name=name)
-        for field, number, kind, repeated, oneof in fields:
-            made = message.field.add(name=field, number=number, label=_Field.LABEL_REPEATED if repeated else _Field.LABEL_OPTIONAL)
-            made.type = _MESSAGE if isinstance(kind, str) else kind
-            if isinstance(kind, str):
-                made.type_name = f".{package}.{kind}"
-            if oneof:
-                if not message.oneof_decl:
-                    message.oneof_decl.add(name=oneof)
-                made.oneof_index = 0
-    kinds = (f".{package}.ServerReflectionRequest", f".{package}.ServerReflectionResponse")
-    service = file.service.add(name="ServerReflection")
-    service.method.add(name="ServerReflectionInfo", input_type=kinds[0], output_type=kinds[1], client_streaming=True, server_streaming=True)
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    return Dialect(package, *(message_factory.GetMessageClass(pool.FindMessageTypeByName(kind[1:])) for kind in kinds))
+    file = FileBuilder(package)
+    file.message("ExtensionRequest", "string containing_type = 1", "int32 extension_number = 2")
+    file.message("ServerReflectionRequest", "string host = 1")
+    file.oneof(
+        "ServerReflectionRequest",
+        "message_request",
+        "string file_by_filename = 3",
+        "string file_containing_symbol = 4",
+        "ExtensionRequest file_containing_extension = 5",
+        "string all_extension_numbers_of_type = 6",
+        "string list_services = 7",
+    )
+    file.message("FileDescriptorResponse", "repeated bytes file_descriptor_proto = 1")
+    file.message("ExtensionNumberResponse", "string base_type_name = 1", "repeated int32 extension_number = 2")
+    file.message("ServiceResponse", "string name = 1")
+    file.message("ListServiceResponse", "repeated ServiceResponse service = 1")
+    file.message("ErrorResponse", "int32 error_code = 1", "string error_message = 2")
+    file.message("ServerReflectionResponse", "string valid_host = 1", "ServerReflectionRequest original_request = 2")
+    file.oneof(
+        "ServerReflectionResponse",
+        "message_response",
+        "FileDescriptorResponse file_descriptor_response = 4",
+        "ExtensionNumberResponse all_extension_numbers_response = 5",
+        "ListServiceResponse list_services_response = 6",
+        "ErrorResponse error_response = 7",
+    )
+    file.service("ServerReflection", "ServerReflectionInfo stream ServerReflectionRequest stream ServerReflectionResponse")
+    return Dialect(package, *file.done("ServerReflectionRequest", "ServerReflectionResponse"))
 
 
 # Newest first: a peer that has both is asked in v1.
@@ -147,3 +131,86 @@ class Reflection:
         error = answer.error_response
         said = f"error {error.error_code}: {error.error_message[:300]}" if error.error_code else answer.WhichOneof("message_response")
         return RemoteProtocolError(f"asked about {what[:200]}, the plugin's reflection answered with {said}")
+
+
+def reflection_methods(services: Callable[[], Iterable[str]], pools: Callable[[], Iterable[DescriptorPool]]) -> MethodTable:
+    """The reflection service of a plugin, in both versions.
+
+    Args: ``services`` gives the full names to list; ``pools`` where their files are, the first that has one wins. Both are asked anew
+    for each question, so that services that are added later are told, too.
+    """
+    described = _Described(services, pools)
+    table = {}
+    for dialect in VERSIONS:
+        answer = functools.partial(described.answer, dialect)
+        table[dialect.path] = Handler(HandlerKind.BIDI, answer, dialect.request.FromString, dialect.response.SerializeToString)
+    return table
+
+
+class _Described:
+    """Answers questions."""
+
+    def __init__(self, services: Callable[[], Iterable[str]], pools: Callable[[], Iterable[DescriptorPool]]) -> None:
+        self._services = services
+        self._pools = pools
+
+    def answer(self, dialect: Dialect, questions: Iterator[Any], context: CallContext) -> Iterator[Any]:
+        for question in questions:
+            response = dialect.response(valid_host=question.host, original_request=question)
+            try:
+                self._fill(response, question)
+            except KeyError:  # what a pool raises for a name that it does not have
+                response.error_response.error_code = Code.NOT_FOUND
+                response.error_response.error_message = f"not found: {question.WhichOneof('message_request') or 'nothing was asked'}"
+            yield response
+
+    def _fill(self, response: Any, question: Any) -> None:
+        kind = question.WhichOneof("message_request")
+        if kind == "list_services":
+            for name in sorted(self._services()):
+                response.list_services_response.service.add(name=name)
+        elif kind == "file_by_filename":
+            self._give(response, self._find(lambda pool: pool.FindFileByName(question.file_by_filename)))
+        elif kind == "file_containing_symbol":
+            self._give(response, self._find(lambda pool: _file_of(pool, question.file_containing_symbol)))
+        elif kind == "file_containing_extension":
+            wanted = question.file_containing_extension
+            of = lambda pool: pool.FindExtensionByNumber(pool.FindMessageTypeByName(wanted.containing_type), wanted.extension_number)  # noqa: E731
+            self._give(response, self._find(of).file)
+        elif kind == "all_extension_numbers_of_type":
+            name = question.all_extension_numbers_of_type
+            found = self._find(lambda pool: pool.FindAllExtensions(pool.FindMessageTypeByName(name)))
+            response.all_extension_numbers_response.base_type_name = name
+            response.all_extension_numbers_response.extension_number.extend(sorted(one.number for one in found))
+        else:
+            raise KeyError(kind)
+
+    def _find(self, look: Callable[[Any], Any]) -> Any:
+        """In the first pool that has it. Raises KeyError."""
+        for pool in self._pools():
+            try:
+                return look(pool)
+            except KeyError:
+                continue
+        raise KeyError
+
+    @staticmethod
+    def _give(response: Any, file: FileDescriptor) -> None:
+        """A file and all it imports, as grpc-go answers: some clients do not ask for imports."""
+        files: dict[str, bytes] = {}
+        waiting = [file]
+        while waiting:
+            one = waiting.pop(0)
+            if one.name not in files:
+                files[one.name] = one.serialized_pb
+                waiting += one.dependencies
+        response.file_descriptor_response.file_descriptor_proto.extend(files.values())
+
+
+def _file_of(pool: DescriptorPool, symbol: str) -> FileDescriptor:
+    """The file with a symbol; protobuf's pools do not look for methods by themselves. Raises KeyError."""
+    try:
+        return pool.FindFileContainingSymbol(symbol)
+    except KeyError:
+        service, _, method = symbol.rpartition(".")
+        return pool.FindServiceByName(service).FindMethodByName(method).containing_service.file

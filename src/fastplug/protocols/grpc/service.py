@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from google.protobuf.message import Message
 
@@ -93,7 +93,7 @@ class StreamingCall:
     def __next__(self) -> Any:
         return next(self._responses)
 
-    def __enter__(self) -> StreamingCall:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
