@@ -436,8 +436,8 @@ class Client:
     def service(self, name: str, *, descriptors: Descriptors | None = None) -> Any:
         """A service of a plugin over gRPC, as an object with the service's methods: no stubs, no .proto.
 
-        The plugin's own reflection tells methods and messages. ``help()`` on the object and its methods shows the fields. See
-        ``fastplug.protocols.grpc.service.Service`` for what a method takes, gives and raises.
+        The plugin's own reflection tells methods and messages; ``help()`` shows them. ``fastplug.protocols.grpc.service.Service`` says
+        what a method takes, gives and raises.
 
         Args:
             name: full name, ``package.Service``.
@@ -445,8 +445,7 @@ class Client:
 
         Raises:
             InterfaceMismatch: the plugin has no such service; which it has.
-            ConfigError: it has no reflection and no ``descriptors`` were given, or it does not speak gRPC.
-            RemoteProtocolError: it describes itself malformed. DeadlineExceeded, PluginDied, Closed.
+            ConfigError: no reflection and no ``descriptors``, or no gRPC. RemoteProtocolError: it describes itself malformed.
         """
         return self._catalog().service(name, descriptors)
 

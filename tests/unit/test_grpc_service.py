@@ -133,7 +133,7 @@ def reflected(pool: DescriptorPool) -> MethodTable:
     return reflection_methods(lambda: [SERVICE, "grpc.health.v1.Health", "plugin.GRPCBroker"], lambda: [DescriptorPool(), pool])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def peer() -> Iterator[tuple[Any, Peer]]:
     served = Peer()
     with connected(served.methods(), reflected(peer_pool())) as caller:
