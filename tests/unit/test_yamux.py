@@ -155,6 +155,16 @@ def test_a_reader_gives_window_back_in_halves() -> None:
     session.consumed(7, 1)
 
 
+def test_bytes_that_are_announced_but_did_not_come_are_not_given_back() -> None:
+    session = client()
+    opened(session)
+    session.receive(data(1, bytes(WINDOW))[: WINDOW // 2 + HEADER_BYTES], 0.0)
+    session.consumed(1, WINDOW // 2)
+    assert drain(session) == update(1, 0, WINDOW // 2)
+    session.receive(bytes(WINDOW // 2), 0.0)
+    assert "has 131072 left" in violated(session, header(FrameType.DATA, 0, 1, WINDOW // 2 + 1))
+
+
 def test_the_write_limit_bounds_what_waits() -> None:
     session = client(write_limit_bytes=1000)
     opened(session)

@@ -143,10 +143,9 @@ class Session:
             if length > stream.receive_window_bytes:
                 self._violated(f"{length} bytes for stream {stream_id}, whose window has {stream.receive_window_bytes} left")
                 return
-            stream.receive_window_bytes -= length
             self._reader = stream
             self._ends = bool(flags & _FIN)
-        if flags & _FIN and not (kind == _DATA and length):
+        if flags & _FIN and self.ended is None and not (kind == _DATA and length):
             self._told_end(stream)
 
     def _incoming(self, stream_id: int) -> bool:
@@ -209,6 +208,7 @@ class Session:
         if stream is None:
             return
         if stream.state is not StreamState.RESET:  # by this side, in the middle of the frame
+            stream.receive_window_bytes -= len(piece)
             stream.unread_bytes += len(piece)
             small = len(piece) <= COPIED_BYTES_MAX and len(piece) * 2 < buffer_bytes
             self._events.append(DataReceived(stream.id, bytes(piece) if small else piece))
