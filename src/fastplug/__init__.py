@@ -18,7 +18,8 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from fastplug.api import Options, Spec, client_of, empty, open, proto_of, serve, start  # noqa: A004  the word of the field
+    from fastplug.api import Options, ServeOptions, Spec, client_of, empty, open, proto_of, serve, start  # noqa: A004  the word of the field
+    from fastplug.broker import BrokerListener, BrokerServer, GRPCBroker
     from fastplug.client import Client
     from fastplug.config import DEFAULT_HANDSHAKE, ClientConfig, HandshakeConfig, OnHostExit, ServeConfig, Target, Tls, Transport
     from fastplug.deadlines import deadline
@@ -50,13 +51,15 @@ if TYPE_CHECKING:
         UnsupportedProtocol,
     )
     from fastplug.interfaces import interface, optional
-    from fastplug.plugin import InterfacePlugin, Plugin, PluginSet
+    from fastplug.plugin import GRPCPlugin, InterfacePlugin, Plugin, PluginSet, grpc_plugin
     from fastplug.process.runner import Runner, RunnerFactory
 
 __all__ = [
     "DEFAULT_HANDSHAKE",
     "ArenaExhausted",
     "ArgumentError",
+    "BrokerListener",
+    "BrokerServer",
     "BrokerTimeout",
     "Cancelled",
     "ChecksumMismatch",
@@ -66,6 +69,8 @@ __all__ = [
     "ConfigError",
     "CopyRequired",
     "DeadlineExceeded",
+    "GRPCBroker",
+    "GRPCPlugin",
     "HandshakeConfig",
     "HandshakeError",
     "HandshakeTimeout",
@@ -88,6 +93,7 @@ __all__ = [
     "Runner",
     "RunnerFactory",
     "ServeConfig",
+    "ServeOptions",
     "Spec",
     "StartError",
     "Target",
@@ -98,6 +104,7 @@ __all__ = [
     "client_of",
     "deadline",
     "empty",
+    "grpc_plugin",
     "interface",
     "open",
     "optional",
@@ -107,12 +114,13 @@ __all__ = [
 ]
 
 _PLACES = {
-    "fastplug.api": ("Options", "Spec", "client_of", "empty", "open", "proto_of", "serve", "start"),
+    "fastplug.api": ("Options", "ServeOptions", "Spec", "client_of", "empty", "open", "proto_of", "serve", "start"),
+    "fastplug.broker": ("BrokerListener", "BrokerServer", "GRPCBroker"),
     "fastplug.client": ("Client",),
     "fastplug.config": ("DEFAULT_HANDSHAKE", "ClientConfig", "HandshakeConfig", "OnHostExit", "ServeConfig", "Target", "Tls", "Transport"),
     "fastplug.deadlines": ("deadline",),
     "fastplug.interfaces": ("interface", "optional"),
-    "fastplug.plugin": ("InterfacePlugin", "Plugin", "PluginSet"),
+    "fastplug.plugin": ("GRPCPlugin", "InterfacePlugin", "Plugin", "PluginSet", "grpc_plugin"),
     "fastplug.process.runner": ("Runner", "RunnerFactory"),
 }
 

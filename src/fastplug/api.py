@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fastplug.plugin import PluginSet
     from fastplug.process.runner import RunnerFactory
 
-__all__ = ["Options", "Spec", "client_of", "empty", "open", "proto_of", "serve", "start"]
+__all__ = ["Options", "ServeOptions", "Spec", "client_of", "empty", "open", "proto_of", "serve", "start"]
 
 T = TypeVar("T")
 
@@ -53,6 +53,18 @@ class Options(TypedDict, total=False):
     strict_zero_copy: bool
     logger: logging.Logger | None
     runner: RunnerFactory | None
+    grpc_engine: str
+    grpc_dial_options: Sequence[tuple[str, Any]]
+    broker_timeout_s: float
+
+
+class ServeOptions(TypedDict, total=False):
+    """What ``serve`` takes beside the sets: the fields of ServeConfig that are about gRPC, where each is described."""
+
+    grpc_engine: str
+    grpc_interceptors: Sequence[Any]
+    grpc_options: Sequence[tuple[str, Any]]
+    broker_timeout_s: float
 
 
 def start(target: Target, **options: Unpack[Options]) -> Client:
@@ -95,6 +107,7 @@ def serve(
     handshake: HandshakeConfig = DEFAULT_HANDSHAKE,
     on_host_exit: OnHostExit = "stop",
     arena_limit_bytes: int | None = None,
+    **options: Unpack[ServeOptions],
 ) -> None:
     """Serves this process as a plugin, until the host ends it. Call it last, on the main thread.
 
@@ -105,6 +118,7 @@ def serve(
         handshake: cookie and application version.
         on_host_exit: "stop" or "stay", when the host is gone.
         arena_limit_bytes: most shared memory for results.
+        options: further fields of ServeConfig by name, such as grpc_interceptors, tls_provider.
 
     Raises:
         ConfigError: an interface is not implemented; which method.
@@ -123,6 +137,7 @@ def serve(
             handshake=handshake,
             on_host_exit=on_host_exit,
             arena_limit_bytes=arena_limit_bytes,
+            **options,
         )
     )
 

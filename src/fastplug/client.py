@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from fastplug.config import BLOCKS_TIMEOUT_S, PING_TIMEOUT_S, ClientConfig
 from fastplug.errors import Closed, ConfigError, HandshakeTimeout, PluginDied, PluginError, StartError
+from fastplug.grpc_access import GrpcAccess
 from fastplug.handshake.line import HandshakeLine
 from fastplug.interfaces import interface_of
 from fastplug.launch import Launch
-from fastplug.plugin import InterfacePlugin, PluginSet
+from fastplug.plugin import GRPCPlugin, InterfacePlugin, PluginSet
 from fastplug.process.lifecycle import Action, Event, Lifecycle, State
 from fastplug.process.runner import Runner
 from fastplug.process.stderr import OutputPump
@@ -33,7 +34,6 @@ from fastplug.shm.watcher import watcher
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from fastplug.protocols.grpc.descriptors import Descriptors
 
 __all__ = ["Client"]
 
@@ -61,7 +61,7 @@ def _kill_all() -> None:
         client.kill()
 
 
-class Client:
+class Client(GrpcAccess):
     """One plugin process and the connection to it. Thread-safe; not picklable (a ``Spec`` is); not restartable, as in go-plugin.
 
     ``start`` may be called by itself; ``with Client(config) as client`` starts and kills.
@@ -241,6 +241,7 @@ class Client:
             pid=launch.runner.pid,
             lost=self._lost,
             control=launch.control if choice is not None else None,
+            socket_dir=launch.socket_dir,
         )
         self._line = line
         self._plugins = self.config.offered_versions()[line.app_version]
@@ -424,6 +425,9 @@ class Client:
         protocol = self._connected()
         if isinstance(iface, str):
             plugin = self._plugins.get(iface)
+            if isinstance(plugin, GRPCPlugin):
+                dispensed: T = plugin.grpc_client(self.broker, self.channel)
+                return dispensed
             if not isinstance(plugin, InterfacePlugin):
                 known = ", ".join(self._plugins) or "none"
                 raise ConfigError(f"unknown plugin type: {iface!r}. Names in the plugin set: {known}. Or pass the interface's class.")
@@ -432,38 +436,6 @@ class Client:
         handle._fastplug_client = self
         found: T = handle
         return found
-
-    def service(self, name: str, *, descriptors: Descriptors | None = None) -> Any:
-        """A service of a plugin over gRPC, as an object with the service's methods: no stubs, no .proto.
-
-        The plugin's own reflection tells methods and messages; ``help()`` shows them. ``fastplug.protocols.grpc.service.Service`` says
-        what a method takes, gives and raises.
-
-        Args:
-            name: full name, ``package.Service``.
-            descriptors: for a plugin without reflection: a FileDescriptorSet, its bytes, or modules that protoc generated.
-
-        Raises:
-            InterfaceMismatch: the plugin has no such service; which it has.
-            ConfigError: no reflection and no ``descriptors``, or no gRPC. RemoteProtocolError: it describes itself malformed.
-        """
-        return self._catalog().service(name, descriptors)
-
-    def services(self) -> tuple[str, ...]:
-        """Full names of the services that ``service`` takes. Raises as ``service``."""
-        return tuple(self._catalog().names())
-
-    def descriptors(self, name: str) -> Any:
-        """The files that describe a service, imports included, as a protobuf FileDescriptorSet. Raises as ``service``."""
-        return self._catalog().descriptors(name)
-
-    def _catalog(self) -> Any:
-        catalog = getattr(self._connected(), "catalog", None)
-        if catalog is None:
-            raise ConfigError(
-                f"services need a plugin over gRPC; this one is connected over {self.transport}: start it with transport='grpc'"
-            )
-        return catalog
 
     def ping(self, timeout_s: float = PING_TIMEOUT_S) -> None:
         """Returns when the plugin answered. Raises DeadlineExceeded, PluginDied, Closed."""

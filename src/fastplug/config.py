@@ -33,6 +33,8 @@ CONNECT_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 2.0
 # A health check crosses a socket and one thread switch; 10 s is go-plugin's order of magnitude for giving up on a peer.
 PING_TIMEOUT_S = 10.0
+# go-plugin waits 5 s in its broker, for either side to come.
+BROKER_TIMEOUT_S = 5.0
 # blocks() without any progress for this long: the reader holds on to them, and an error that names it helps more than waiting.
 BLOCKS_TIMEOUT_S = 10.0
 
@@ -120,6 +122,9 @@ class ClientConfig:
         arena_limit_bytes: most shared memory that this handle may use; by default half of what the machine or cgroup allows.
         strict_zero_copy: raise CopyRequired instead of copying an array of 1 KiB or more.
         logger: where the plugin's output goes; by default ``fastplug.plugin.<name>``.
+        grpc_engine: what carries gRPC: "auto" or an engine's name ("grpcio").
+        grpc_dial_options: as for ``grpc.insecure_channel``, for ``client.channel``; they win over fastplug's own.
+        broker_timeout_s: how long ``client.broker`` waits for the plugin, in seconds (go-plugin: 5).
     """
 
     target: Target
@@ -140,11 +145,14 @@ class ClientConfig:
     strict_zero_copy: bool = False
     logger: logging.Logger | None = None
     runner: Callable[..., Any] | None = None
+    grpc_engine: str = "auto"
+    grpc_dial_options: Sequence[tuple[str, Any]] = ()
+    broker_timeout_s: float = BROKER_TIMEOUT_S
 
     def __post_init__(self) -> None:
         if self.transport not in TRANSPORTS:
             raise ConfigError(f"transport must be one of {', '.join(TRANSPORTS)}; got {self.transport!r}")
-        for name in ("start_timeout_s", "connect_timeout_s", "stop_timeout_s"):
+        for name in ("start_timeout_s", "connect_timeout_s", "stop_timeout_s", "broker_timeout_s"):
             _positive(name, getattr(self, name))
         if self.arena_limit_bytes is not None:
             _positive("arena_limit_bytes", self.arena_limit_bytes)
@@ -173,6 +181,9 @@ class ServeConfig:
         handshake: cookie and application version.
         on_host_exit: "stop" ends the plugin when its host is gone; "stay" keeps it running.
         arena_limit_bytes: most shared memory for results.
+        grpc_engine: what carries gRPC: "auto" or an engine's name ("grpcio").
+        grpc_interceptors, grpc_options: as for ``grpc.server``; they see the calls of fastplug's own services, too.
+        broker_timeout_s: how long a ``GRPCBroker`` waits for the host, in seconds (go-plugin: 5).
     """
 
     plugins: PluginSet | None = None
@@ -180,8 +191,13 @@ class ServeConfig:
     handshake: HandshakeConfig = DEFAULT_HANDSHAKE
     on_host_exit: OnHostExit = "stop"
     arena_limit_bytes: int | None = None
+    grpc_engine: str = "auto"
+    grpc_interceptors: Sequence[Any] = ()
+    grpc_options: Sequence[tuple[str, Any]] = ()
+    broker_timeout_s: float = BROKER_TIMEOUT_S
 
     def __post_init__(self) -> None:
+        _positive("broker_timeout_s", self.broker_timeout_s)
         if self.on_host_exit not in ("stop", "stay"):
             raise ConfigError(f"on_host_exit must be 'stop' or 'stay', got {self.on_host_exit!r}")
         if self.arena_limit_bytes is not None:

@@ -226,7 +226,11 @@ class RpcError(PluginError):
 
 
 class BrokerTimeout(PluginError):
-    """No answer to a broker id came in time."""
+    """The peer did nothing about a broker id in time. Attributes: ``service_id``."""
+
+    def __init__(self, text: str, *, service_id: int = 0) -> None:
+        super().__init__(text)
+        self.service_id = service_id
 
 
 class RemoteError(PluginError):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastplug.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fastplug.broker import GRPCBroker
     from fastplug.interfaces import Interface
 
-__all__ = ["InterfacePlugin", "Plugin", "PluginSet", "served_interfaces", "set_up"]
+__all__ = ["GRPCPlugin", "InterfacePlugin", "Plugin", "PluginSet", "grpc_plugin", "served_interfaces", "set_up"]
 
 T = TypeVar("T")
 
@@ -40,6 +43,60 @@ class InterfacePlugin(Plugin, Generic[T]):
         from fastplug.interfaces import interface_of
 
         return interface_of(self.iface)
+
+
+class GRPCPlugin(Plugin):
+    """A service with a .proto of its own, for hosts and plugins in any language (go-plugin: GRPCPlugin).
+
+    Derive from it, or use ``grpc_plugin``. Only gRPC carries it: a plugin whose set has one does not take the offer of the fast protocol.
+    """
+
+    def grpc_server(self, broker: GRPCBroker, server: Any) -> None:
+        """The plugin's side: adds its servicers to ``server``, which generated ``add_*_to_server`` functions take for a grpc.Server.
+        Their methods are called on threads of the engine, several at a time."""
+        raise ConfigError(f"{type(self).__qualname__} has no grpc_server(): it can be dispensed, and not served")
+
+    def grpc_client(self, broker: GRPCBroker, channel: Any) -> Any:
+        """The host's side: what ``client.dispense(name)`` gives, made over ``channel``, a grpc.Channel."""
+        raise ConfigError(f"{type(self).__qualname__} has no grpc_client(): it can be served, and not dispensed")
+
+
+class _Servicer(GRPCPlugin):
+    """What grpc_plugin() makes."""
+
+    __slots__ = ("_add", "_servicer", "_stub")
+
+    def __init__(self, add: Callable[[Any, Any], object] | None, servicer: object, stub: Callable[[Any], Any] | None) -> None:
+        self._add, self._servicer, self._stub = add, servicer, stub
+
+    def grpc_server(self, broker: GRPCBroker, server: Any) -> None:
+        if self._add is None:
+            raise ConfigError("grpc_plugin(stub=...) alone can be dispensed, and not served: give it add_*_to_server and a servicer, too")
+        made = self._servicer(broker) if isinstance(self._servicer, type | FunctionType | partial) else self._servicer
+        self._add(made, server)
+
+    def grpc_client(self, broker: GRPCBroker, channel: Any) -> Any:
+        if self._stub is None:
+            raise ConfigError("grpc_plugin() without stub= can be served, and not dispensed: give it the generated ...Stub class")
+        return self._stub(channel)
+
+
+def grpc_plugin(
+    add_to_server: Callable[[Any, Any], object] | None = None, servicer: object = None, *, stub: Callable[[Any], Any] | None = None
+) -> GRPCPlugin:
+    """A generated gRPC service as an entry of a plugin set.
+
+    Args:
+        add_to_server: the generated ``add_KVServicer_to_server``.
+        servicer: ``KV()``; or its class, or a function, which is then called with the ``GRPCBroker`` and returns it.
+        stub: for the host, the generated ``KVStub``: ``client.dispense(name)`` gives ``stub(client.channel)``.
+
+    Raises:
+        ConfigError: neither a side to serve nor one to dispense.
+    """
+    if (add_to_server is None) != (servicer is None) or (add_to_server is None and stub is None):
+        raise ConfigError("grpc_plugin() takes add_*_to_server with its servicer, or stub=, or all three")
+    return _Servicer(add_to_server, servicer, stub)
 
 
 PluginSet = Mapping[str, Plugin]

@@ -21,7 +21,7 @@ from fastplug.handshake.environment import Choice, Offer, PluginEnvironment, hon
 from fastplug.handshake.line import HandshakeLine
 from fastplug.handshake.negotiation import choose_version, cookie_refusal
 from fastplug.interfaces import Interface
-from fastplug.plugin import InterfacePlugin, PluginSet, served_interfaces, set_up
+from fastplug.plugin import GRPCPlugin, InterfacePlugin, PluginSet, served_interfaces, set_up
 from fastplug.process.stdio import PluginStdio
 from fastplug.process.terminal import enable_debuggers
 from fastplug.protocol import PluginContext, ServerProtocol, protocol_named
@@ -76,7 +76,7 @@ def serve_config(config: ServeConfig) -> None:
     versions = config.served_versions()
     version = choose_version(versions, environment.versions)
     served = served_interfaces(versions[version])
-    if not served:
+    if not served and not any(isinstance(plugin, GRPCPlugin) for plugin in versions[version].values()):
         raise ConfigError("serve() has nothing to serve: pass an implementation of an interface, or plugins=")
     with contextlib.ExitStack() as stack:
         stdio = PluginStdio(environment.log_level)
@@ -106,7 +106,11 @@ def _make_server(
     config: ServeConfig, environment: PluginEnvironment, plugins: PluginSet, served: list[tuple[Interface, Any]]
 ) -> tuple[ServerProtocol, str]:
     """The fast protocol when the offer is honoured, else gRPC, which every go-plugin host speaks."""
-    context = PluginContext(config=config, interfaces=served, socket_dir=environment.socket_dir, socket_group=environment.socket_group)
+    context = PluginContext(
+        config=config, interfaces=served, plugins=plugins, socket_dir=environment.socket_dir, socket_group=environment.socket_group
+    )
+    if any(isinstance(plugin, GRPCPlugin) for plugin in plugins.values()):
+        return protocol_named("grpc").serve(context), "grpc"  # nothing else carries it
     control = _control_socket(environment.offer)
     choice = honour(
         environment.offer,

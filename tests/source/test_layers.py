@@ -10,7 +10,7 @@ from tests.source import tree
 
 LAYERS = (
     # words
-    ("annotation", "config", "deadlines", "errors", "interfaces", "plugin", "protocol", "signature"),
+    ("annotation", "broker", "config", "deadlines", "errors", "interfaces", "plugin", "protocol", "signature"),
     # languages
     ("_wire", "_wire_buffer", "_wire_containers", "_wire_scalars", "_wire_words", "yamux"),
     # resources
@@ -18,7 +18,7 @@ LAYERS = (
     # agreement
     ("handshake", "protocols"),
     # roles
-    ("client", "launch", "server"),
+    ("client", "grpc_access", "launch", "server"),
     # faces
     ("", "api", "entry"),
 )

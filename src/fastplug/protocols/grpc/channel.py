@@ -123,9 +123,14 @@ MethodTable = Mapping[str, Handler]
 
 
 class Channel(Protocol):
-    """The part of grpc.Channel that generated stubs and interceptors call. ``closed`` gets the reason when the connection has ended,
-    before any call fails for it."""
+    """The part of grpc.Channel that generated stubs and interceptors call.
 
+    ``ready`` is done when the engine has taken the connection up, which may wait for the first call, and with TLS when the peer has let it
+    in. It gets TlsRefused when one side refused the other, or Closed. ``closed`` gets the reason when the connection has ended, before any
+    call fails for it.
+    """
+
+    ready: Future[None]
     closed: Future[str]
 
     def unary_unary(

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastplug.deadlines import remaining_s
-from fastplug.errors import Closed, DeadlineExceeded, InterfaceMismatch, RemoteProtocolError, RpcError
+from fastplug.errors import Closed, DeadlineExceeded, HandshakeError, InterfaceMismatch, RemoteProtocolError, RpcError
 from fastplug.interfaces import Interface
 from fastplug.net.dial import dial
+from fastplug.net.listener import Listener
 from fastplug.protocol import HostContext
+from fastplug.protocols.grpc.broker import Broker, Carrier, Conversation
 from fastplug.protocols.grpc.calls import Calls
+from fastplug.protocols.grpc.carrier import AnnouncedSockets
 from fastplug.protocols.grpc.catalog import Catalog
 from fastplug.protocols.grpc.channel import Channel, Code, Limits, select
 from fastplug.protocols.grpc.codec import MethodCodec
@@ -46,7 +49,7 @@ class GrpcClient:
 
     transport = "grpc"
 
-    def __init__(self, context: HostContext, engine: str = "auto") -> None:
+    def __init__(self, context: HostContext) -> None:
         self._context = context
         self._owner_pid = os.getpid()
         self._closed = False
@@ -55,12 +58,36 @@ class GrpcClient:
         self._offered: list[InterfaceDescription] | None = None
         self._asked = False
         self._shutdown: Any = None
-        connected = dial(context.network, context.address, timeout_s=context.config.connect_timeout_s)
-        self.channel: Channel = select(engine).connect(SocketStream(connected), None, authority=AUTHORITY, limits=Limits())
+        config = context.config
+        engine = select(config.grpc_engine)
+        stream = SocketStream(dial(context.network, context.address, timeout_s=config.connect_timeout_s))
+        self.channel: Channel = engine.connect(stream, None, authority=AUTHORITY, limits=Limits(), options=config.grpc_dial_options)
+        self.broker = Broker(engine, self._make_carrier, None, timeout_s=config.broker_timeout_s, directory=context.socket_dir)
         announced = ((HOST_KEY, "1"),)
         self._calls = Calls(self.channel, announced)
         self.streams = StreamCalls(self.channel, self._calls.post, announced)
-        self.catalog = Catalog(self, f"plugin {context.name!r}", context.config.connect_timeout_s)
+        self.catalog = Catalog(self, f"plugin {context.name!r}", config.connect_timeout_s)
+        self._conversation = Conversation(self.channel, self.broker)
+        self._await_ready()
+
+    def _await_ready(self) -> None:
+        timeout_s = self._context.config.connect_timeout_s
+        try:
+            self.channel.ready.result(timeout_s)
+        except TimeoutError as error:
+            self.close()
+            text = f"plugin {self._context.name!r} took the connection and did nothing with it for {timeout_s:g} s"
+            raise HandshakeError(text) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_carrier(self, send: Callable[[Any], None]) -> Carrier:
+        """How brokered connections come about."""
+        context, config = self._context, self._context.config
+        return AnnouncedSockets(
+            send, lambda: Listener(context.socket_dir), keep_s=config.broker_timeout_s, connect_timeout_s=config.connect_timeout_s
+        )
 
     def dispense(self, interface: Interface) -> Any:
         """An object with the interface's methods. Raises InterfaceMismatch; a plugin that does not describe itself is not checked."""
@@ -173,9 +200,11 @@ class GrpcClient:
         """Ends the connection. Idempotent; in a forked child it does nothing, the connection is the parent's."""
         if os.getpid() == self._owner_pid:
             self._closed = True
+            self.broker.close()
             self.channel.close()
             self.streams.close()
             self._calls.close()
+            self._conversation.join()
             self._shutdown = None
 
     def stats(self) -> dict[str, Any]:

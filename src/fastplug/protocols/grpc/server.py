@@ -13,10 +13,14 @@ from typing import Any
 from fastplug.errors import RemoteProtocolError, RpcError
 from fastplug.interfaces import Interface, check_implementation
 from fastplug.net.listener import Listener
+from fastplug.plugin import GRPCPlugin
 from fastplug.protocol import PluginContext
+from fastplug.protocols.grpc.broker import Broker, Carrier
+from fastplug.protocols.grpc.carrier import AnnouncedSockets
 from fastplug.protocols.grpc.channel import CallContext, Code, Handler, HandlerKind, Limits, select
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.errors import HOST_KEY, status_of
+from fastplug.protocols.grpc.messages import START_STREAM, ConnInfo
 from fastplug.protocols.grpc.schema import Rpc, schema_of
 from fastplug.protocols.grpc.services import Services
 from fastplug.protocols.grpc.stream import SocketStream
@@ -31,6 +35,8 @@ PENDING_CALLS_MAX = 240
 INTERNAL_WORKERS = 16
 # For the answer to Shutdown to leave; the host takes a broken connection for success, too.
 STOP_GRACE_S = 0.05
+# The host's socket is there before it is announced: a connect that takes longer means a host that hangs.
+BROKER_CONNECT_TIMEOUT_S = 10.0
 # How long the accepting thread may take to notice that its listener is closed.
 JOIN_TIMEOUT_S = 2.0
 
@@ -61,12 +67,21 @@ class GrpcServer:
     network: str
     address: str
 
-    def __init__(self, context: PluginContext, engine: str = "auto") -> None:
+    def __init__(self, context: PluginContext) -> None:
         self._jobs: queue.SimpleQueue[tuple[Future[bytes], _Method, bytes, bool] | None] = queue.SimpleQueue()
         self._slots = threading.BoundedSemaphore(PENDING_CALLS_MAX)
         self._stopping = threading.Event()
         self._closed = False
-        self._server = select(engine).server(workers=PENDING_CALLS_MAX + INTERNAL_WORKERS, limits=Limits(), directory=context.socket_dir)
+        self._context, config = context, context.config
+        engine = select(config.grpc_engine)
+        self._server = engine.server(
+            workers=PENDING_CALLS_MAX + INTERNAL_WORKERS,
+            limits=Limits(),
+            interceptors=config.grpc_interceptors,
+            options=config.grpc_options,
+            directory=context.socket_dir,
+        )
+        self._broker = Broker(engine, self._make_carrier, None, timeout_s=config.broker_timeout_s, directory=context.socket_dir)
         self._calls = 0
         self._copies = copies = ArrayCopies()
         descriptions = []
@@ -74,13 +89,26 @@ class GrpcServer:
             implemented = check_implementation(implementation, interface)
             descriptions.append(describe_interface(interface, implemented))
             self._add_interface(interface, implementation, {method.name for method in implemented}, copies)
+        for plugin in context.plugins.values():
+            if isinstance(plugin, GRPCPlugin):
+                plugin.grpc_server(self._broker, self._server)
         described = json.dumps({"interfaces": descriptions})
         self._services = Services(lambda: described, self._stats, self.stop)
-        self._server.add_methods(self._services.methods())
-        self._listener = Listener(context.socket_dir, context.socket_group)
+        talk = Handler(HandlerKind.BIDI, self._broker.handle, ConnInfo.FromString, ConnInfo.SerializeToString)
+        self._server.add_methods({**self._services.methods(), START_STREAM: talk})
+        self._listener = self._listen()
         self.network, self.address = self._listener.network, self._listener.address
         self._acceptor = threading.Thread(target=self._accept, name="fastplug-grpc-accept", daemon=True)
         self._acceptor.start()
+
+    def _listen(self) -> Listener:
+        return Listener(self._context.socket_dir, self._context.socket_group)
+
+    def _make_carrier(self, send: Callable[[Any], None]) -> Carrier:
+        """How brokered connections come about."""
+        return AnnouncedSockets(
+            send, self._listen, keep_s=self._context.config.broker_timeout_s, connect_timeout_s=BROKER_CONNECT_TIMEOUT_S
+        )
 
     def _add_interface(self, interface: Interface, implementation: Any, implemented: set[str], copies: ArrayCopies) -> None:
         rpcs = [rpc for rpc in schema_of(interface).rpcs if rpc.method.name in implemented]
@@ -157,5 +185,6 @@ class GrpcServer:
             if job is not None:
                 job[0].cancel()
         self._services.end()
+        self._broker.close()
         self._server.stop(STOP_GRACE_S).wait()  # bounded by the grace
         self._acceptor.join(JOIN_TIMEOUT_S)

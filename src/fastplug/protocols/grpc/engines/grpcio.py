@@ -7,8 +7,10 @@ only this user may enter.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
+import struct
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +20,7 @@ from typing import Any, Self
 
 import grpc
 
-from fastplug.errors import LocalProtocolError, RpcError
+from fastplug.errors import Closed, LocalProtocolError, RpcError
 from fastplug.protocols.grpc.channel import ByteStream, Handler, HandlerKind, Limits, MethodTable, Tls
 from fastplug.protocols.grpc.stream import Relay, SocketStream
 
@@ -39,19 +41,44 @@ class _PrivatePath:
             Path(directory).rmdir()
             directory = tempfile.mkdtemp(prefix="fastplug-grpc-", dir="/tmp")
         self._directory = directory
+        self._held: int | None = None
         self.path = f"{directory}/s"
 
+    def hide(self) -> None:
+        """Once somebody listens there: takes the name away, so that no other process of this user finds the way in, past TLS."""
+        if not hasattr(os, "O_PATH") or not Path("/proc/self/fd").is_dir():
+            return  # then the directory has to do
+        self._held = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
+        self.path = f"/proc/self/fd/{self._held}"
+        shutil.rmtree(self._directory, ignore_errors=True)
+
     def remove(self) -> None:
+        """Gives everything back. Idempotent."""
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held)
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def _options(limits: Limits) -> list[tuple[str, Any]]:
-    return [
-        ("grpc.max_receive_message_length", limits.max_receive_bytes),
-        ("grpc.max_send_message_length", limits.max_send_bytes),
-        ("grpc.max_metadata_size", limits.max_metadata_bytes),
-        ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
-    ]
+def _options(limits: Limits, *further: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Each name once, the last one wins: of two, grpcio takes the first."""
+    made: dict[str, Any] = {
+        "grpc.max_receive_message_length": limits.max_receive_bytes,
+        "grpc.max_send_message_length": limits.max_send_bytes,
+        "grpc.max_metadata_size": limits.max_metadata_bytes,
+        "grpc.absolute_max_metadata_size": limits.max_metadata_bytes,
+    }
+    for options in further:
+        made.update(options)
+    return list(made.items())
+
+
+def _is_this_process(connected: socket.socket) -> bool:
+    """Whether the other end was made here. What comes in at this door speaks for the host."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True  # then the 0700 directory has to do
+    pid: int = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[0]
+    return pid == os.getpid()
 
 
 def _refuse_tls(tls: Tls | None) -> None:
@@ -63,6 +90,7 @@ class _Channel(grpc.Channel):
     """A grpc.Channel over one stream. When the stream ends, it ends: a plugin that is gone does not come back."""
 
     def __init__(self, stream: ByteStream, authority: str, limits: Limits, options: Sequence[tuple[str, Any]]) -> None:
+        self.ready: Future[None] = Future()
         self.closed: Future[str] = Future()
         self._stream = stream
         self._private = _PrivatePath()
@@ -77,7 +105,7 @@ class _Channel(grpc.Channel):
         # Without a subchannel pool of its own, a channel could be handed the connection of another.
         own = [("grpc.default_authority", authority), ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
         path = f"unix:{self._private.path}"
-        self._channel: grpc.Channel | None = grpc.insecure_channel(path, options=[*_options(limits), *options, *own])
+        self._channel: grpc.Channel | None = grpc.insecure_channel(path, options=_options(limits, options, own))
 
     def _open(self) -> grpc.Channel:
         channel = self._channel
@@ -112,7 +140,10 @@ class _Channel(grpc.Channel):
     def _admit(self) -> None:
         """Waits for grpcio's one connection, or for close(). After it nobody else can come in."""
         try:
-            inner, _ = self._door.accept()
+            inner = self._door.accept()[0]
+            while not _is_this_process(inner):
+                inner.close()
+                inner = self._door.accept()[0]
         except OSError:  # close() came first
             return
         finally:
@@ -123,11 +154,15 @@ class _Channel(grpc.Channel):
                 inner.close()
                 return
             self._relay = Relay(self._stream, SocketStream(inner))
+        with contextlib.suppress(InvalidStateError):  # close() came first
+            self.ready.set_result(None)
         self._relay.closed.add_done_callback(lambda ended: self._set_closed(ended.result()))
 
     def _set_closed(self, reason: str) -> None:
         with contextlib.suppress(InvalidStateError):  # close() and the peer at once
             self.closed.set_result(reason)
+        with contextlib.suppress(InvalidStateError):  # it was ready
+            self.ready.set_exception(Closed(reason))
 
     def close(self) -> None:
         """Ends every call, the connection and what was made for it. Idempotent."""
@@ -208,7 +243,7 @@ class _Server:
         self, workers: int, limits: Limits, interceptors: Sequence[Any], options: Sequence[tuple[str, Any]], directory: str | None
     ) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fastplug-grpc")
-        self._server: grpc.Server | None = grpc.server(self._pool, interceptors=list(interceptors), options=[*_options(limits), *options])
+        self._server: grpc.Server | None = grpc.server(self._pool, interceptors=list(interceptors), options=_options(limits, options))
         self._services: list[str] = []
         self._private = _PrivatePath(directory)
         self._server.add_insecure_port(f"unix:{self._private.path}")
@@ -258,6 +293,7 @@ class _Server:
     def _start(self, server: grpc.Server) -> None:
         if not self._started:
             server.start()
+            self._private.hide()
             self._started = True
 
     def stop(self, grace_s: float | None) -> threading.Event:
