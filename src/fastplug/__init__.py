@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastplug.api import Options, ServeOptions, Spec, client_of, empty, open, proto_of, serve, start  # noqa: A004  the word of the field
     from fastplug.broker import BrokerListener, BrokerServer, GRPCBroker
     from fastplug.client import Client
-    from fastplug.config import DEFAULT_HANDSHAKE, ClientConfig, HandshakeConfig, OnHostExit, ServeConfig, Target, Tls, Transport
+    from fastplug.config import DEFAULT_HANDSHAKE, ClientConfig, Curve, HandshakeConfig, OnHostExit, ServeConfig, Target, Tls, Transport
     from fastplug.deadlines import deadline
     from fastplug.errors import (
         ArenaExhausted,
@@ -68,6 +68,7 @@ __all__ = [
     "Closed",
     "ConfigError",
     "CopyRequired",
+    "Curve",
     "DeadlineExceeded",
     "GRPCBroker",
     "GRPCPlugin",
@@ -117,7 +118,17 @@ _PLACES = {
     "fastplug.api": ("Options", "ServeOptions", "Spec", "client_of", "empty", "open", "proto_of", "serve", "start"),
     "fastplug.broker": ("BrokerListener", "BrokerServer", "GRPCBroker"),
     "fastplug.client": ("Client",),
-    "fastplug.config": ("DEFAULT_HANDSHAKE", "ClientConfig", "HandshakeConfig", "OnHostExit", "ServeConfig", "Target", "Tls", "Transport"),
+    "fastplug.config": (
+        "DEFAULT_HANDSHAKE",
+        "ClientConfig",
+        "Curve",
+        "HandshakeConfig",
+        "OnHostExit",
+        "ServeConfig",
+        "Target",
+        "Tls",
+        "Transport",
+    ),
     "fastplug.deadlines": ("deadline",),
     "fastplug.interfaces": ("interface", "optional"),
     "fastplug.plugin": ("GRPCPlugin", "InterfacePlugin", "Plugin", "PluginSet", "grpc_plugin"),

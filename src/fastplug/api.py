@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
 from fastplug.config import (
     DEFAULT_HANDSHAKE,
     ClientConfig,
+    Curve,
     HandshakeConfig,
     OnHostExit,
     ServeConfig,
     Target,
+    Tls,
     Transport,
 )
 from fastplug.errors import ConfigError
@@ -53,6 +55,9 @@ class Options(TypedDict, total=False):
     strict_zero_copy: bool
     logger: logging.Logger | None
     runner: RunnerFactory | None
+    auto_mtls: bool
+    mtls_curve: Curve
+    tls: Tls | None
     grpc_engine: str
     grpc_dial_options: Sequence[tuple[str, Any]]
     broker_timeout_s: float
@@ -61,6 +66,8 @@ class Options(TypedDict, total=False):
 class ServeOptions(TypedDict, total=False):
     """What ``serve`` takes beside the sets: the fields of ServeConfig that are about gRPC, where each is described."""
 
+    tls_provider: Callable[[], Tls] | None
+    mtls_curve: Curve
     grpc_engine: str
     grpc_interceptors: Sequence[Any]
     grpc_options: Sequence[tuple[str, Any]]

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from fastplug.certificates import host_tls
 from fastplug.config import BLOCKS_TIMEOUT_S, PING_TIMEOUT_S, ClientConfig
 from fastplug.errors import Closed, ConfigError, HandshakeTimeout, PluginDied, PluginError, StartError
 from fastplug.grpc_access import GrpcAccess
@@ -241,6 +242,7 @@ class Client(GrpcAccess):
             pid=launch.runner.pid,
             lost=self._lost,
             control=launch.control if choice is not None else None,
+            tls=host_tls(self.config, launch.identity, line, self.name),
             socket_dir=launch.socket_dir,
         )
         self._line = line

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
     from fastplug.plugin import PluginSet
 
-__all__ = ["DEFAULT_HANDSHAKE", "ClientConfig", "HandshakeConfig", "OnHostExit", "ServeConfig", "Target", "Tls", "Transport"]
+__all__ = ["DEFAULT_HANDSHAKE", "ClientConfig", "Curve", "HandshakeConfig", "OnHostExit", "ServeConfig", "Target", "Tls", "Transport"]
 
 Transport = Literal["auto", "shm", "socket", "grpc", "inproc"]
 OnHostExit = Literal["stop", "stay"]
 Target = str | PathLike[str] | Sequence[str]
 
+Curve = Literal["P-256", "P-384", "P-521"]
+
+CURVES = ("P-256", "P-384", "P-521")
 TRANSPORTS = ("auto", "shm", "socket", "grpc", "inproc")
 
 # go-plugin's StartTimeout: covers the start of the process and the wait for its line.
@@ -97,6 +100,11 @@ class Tls:
             raise ConfigError("Tls needs a server_name: a connecting side checks the certificate of its peer against it")
 
 
+def _known_curve(curve: str) -> None:
+    if curve not in CURVES:
+        raise ConfigError(f"there is no curve {curve!r} for certificates; choose one of {', '.join(CURVES)}")
+
+
 def _positive(name: str, value: float) -> None:
     if not value > 0:
         raise ConfigError(f"{name} must be positive, got {value!r}")
@@ -122,6 +130,10 @@ class ClientConfig:
         arena_limit_bytes: most shared memory that this handle may use; by default half of what the machine or cgroup allows.
         strict_zero_copy: raise CopyRequired instead of copying an array of 1 KiB or more.
         logger: where the plugin's output goes; by default ``fastplug.plugin.<name>``.
+        auto_mtls: host and plugin make one-time certificates and let nobody else in (go-plugin: AutoMTLS). Over the fast protocol the
+            connection is private as it is.
+        mtls_curve: of the one-time certificate: "P-256", "P-384" or "P-521", which go-plugin itself uses.
+        tls: own certificates instead, for a plugin that has them (go-plugin: TLSConfig); gRPC is then the only protocol.
         grpc_engine: what carries gRPC: "auto" or an engine's name ("grpcio").
         grpc_dial_options: as for ``grpc.insecure_channel``, for ``client.channel``; they win over fastplug's own.
         broker_timeout_s: how long ``client.broker`` waits for the plugin, in seconds (go-plugin: 5).
@@ -145,6 +157,9 @@ class ClientConfig:
     strict_zero_copy: bool = False
     logger: logging.Logger | None = None
     runner: Callable[..., Any] | None = None
+    auto_mtls: bool = False
+    mtls_curve: Curve = "P-256"
+    tls: Tls | None = None
     grpc_engine: str = "auto"
     grpc_dial_options: Sequence[tuple[str, Any]] = ()
     broker_timeout_s: float = BROKER_TIMEOUT_S
@@ -156,6 +171,12 @@ class ClientConfig:
             _positive(name, getattr(self, name))
         if self.arena_limit_bytes is not None:
             _positive("arena_limit_bytes", self.arena_limit_bytes)
+        if self.tls is not None:
+            if self.auto_mtls:
+                raise ConfigError("auto_mtls makes certificates, tls= gives them: use one of the two")
+            if self.transport not in ("auto", "grpc") or "grpc" not in self.allowed_protocols:
+                raise ConfigError("tls= is for plugins over gRPC: allow it (transport=, allowed_protocols=)")
+        _known_curve(self.mtls_curve)
         unknown = sorted(set(self.allowed_protocols) - {"fast", "grpc", "netrpc"})
         if unknown or not self.allowed_protocols:
             raise ConfigError(f"allowed_protocols takes fast, grpc and netrpc; got {list(self.allowed_protocols)}")
@@ -181,6 +202,9 @@ class ServeConfig:
         handshake: cookie and application version.
         on_host_exit: "stop" ends the plugin when its host is gone; "stay" keeps it running.
         arena_limit_bytes: most shared memory for results.
+        tls_provider: returns own certificates, with which hosts are met instead of one-time ones (go-plugin: TLSProvider); gRPC is then the
+            only protocol, and AutoMTLS is not answered.
+        mtls_curve: of the one-time certificate that answers a host's AutoMTLS: "P-256", "P-384" or "P-521".
         grpc_engine: what carries gRPC: "auto" or an engine's name ("grpcio").
         grpc_interceptors, grpc_options: as for ``grpc.server``; they see the calls of fastplug's own services, too.
         broker_timeout_s: how long a ``GRPCBroker`` waits for the host, in seconds (go-plugin: 5).
@@ -191,6 +215,8 @@ class ServeConfig:
     handshake: HandshakeConfig = DEFAULT_HANDSHAKE
     on_host_exit: OnHostExit = "stop"
     arena_limit_bytes: int | None = None
+    tls_provider: Callable[[], Tls] | None = None
+    mtls_curve: Curve = "P-256"
     grpc_engine: str = "auto"
     grpc_interceptors: Sequence[Any] = ()
     grpc_options: Sequence[tuple[str, Any]] = ()
@@ -198,6 +224,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         _positive("broker_timeout_s", self.broker_timeout_s)
+        _known_curve(self.mtls_curve)
         if self.on_host_exit not in ("stop", "stay"):
             raise ConfigError(f"on_host_exit must be 'stop' or 'stay', got {self.on_host_exit!r}")
         if self.arena_limit_bytes is not None:

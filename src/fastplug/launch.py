@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fastplug.certificates import host_identity
 from fastplug.config import ClientConfig
 from fastplug.errors import HandshakeTimeout, PluginDied, PluginError, StartError
 from fastplug.handshake.environment import Choice, Offer, host_environment
@@ -36,6 +37,7 @@ class Launch:
     Attributes:
         runner: the process; owned by the client from ``start`` on.
         output: its drained output, from ``start`` on.
+        identity: the host's one-time certificate under auto_mtls.
         control: the host's end of the control socket; None when no offer was made, or when it was taken over.
         socket_dir: a 0700 directory for the plugin's sockets, which the client removes: a plugin that is killed cannot.
     """
@@ -46,7 +48,8 @@ class Launch:
         self.control: socket.socket | None = None
         self.output: OutputPump | None = None
         self._plugin_socket: socket.socket | None = None
-        if config.transport != "grpc" and "fast" in config.allowed_protocols:
+        self.identity = host_identity(config)
+        if config.transport != "grpc" and "fast" in config.allowed_protocols and config.tls is None:
             self.control, self._plugin_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.offer = self._make_offer()
         self.socket_dir = tempfile.mkdtemp(prefix="plugin-dir")  # go-plugin's own name for it
@@ -74,6 +77,7 @@ class Launch:
             config.handshake,
             versions=config.offered_versions(),
             offer=self.offer,
+            client_cert=self.identity.certificate_pem.decode() if self.identity is not None else None,
             socket_dir=self.socket_dir,
             # print() is INFO: it must reach the last lines that an error shows, also when the logger would drop it
             log_level=min(logger.getEffectiveLevel(), logging.INFO),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from fastplug.config import ClientConfig, ServeConfig
+    from fastplug.config import ClientConfig, ServeConfig, Tls
     from fastplug.interfaces import Interface
     from fastplug.plugin import PluginSet
 
@@ -35,6 +35,7 @@ class HostContext:
         name: the plugin's name, for errors.
         network, address: fields 3 and 4 of the handshake line (empty for in-process).
         control: the host's end of the control socket when an offer was made; the protocol owns it from here on.
+        tls: how to connect; None for no TLS.
         socket_dir: where the host may make sockets for the plugin; goes with the plugin. None: the temporary directory.
         pid: of the plugin; None when it is not known or there is none.
         lost: builds the error for a connection that ended: called with the method in flight or None, returns PluginDied or Closed.
@@ -47,6 +48,7 @@ class HostContext:
     network: str = ""
     address: str = ""
     control: socket.socket | None = None
+    tls: Tls | None = None
     socket_dir: str | None = None
     pid: int | None = None
     lost: Callable[[str | None], Exception]
@@ -60,6 +62,7 @@ class PluginContext:
     Attributes:
         config: the plugin's configuration.
         interfaces: interface and implementation, in the order they are announced.
+        tls: how to meet hosts; None for no TLS.
         plugins: the whole set that is served; what has no interface is for gRPC.
         socket_dir, socket_group: where to make Unix sockets, and for which group (PLUGIN_UNIX_SOCKET_DIR, _GROUP).
         control: the plugin's end of the control socket when the offer was honoured; the protocol owns it from here on.
@@ -68,6 +71,7 @@ class PluginContext:
 
     config: ServeConfig
     interfaces: Sequence[tuple[Interface, Any]]
+    tls: Tls | None = None
     plugins: PluginSet = dataclasses.field(default_factory=dict)
     socket_dir: str | None = None
     socket_group: str | None = None

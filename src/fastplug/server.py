@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fastplug.certificates import plugin_tls
 from fastplug.config import ServeConfig
 from fastplug.errors import ConfigError
 from fastplug.handshake.environment import Choice, Offer, PluginEnvironment, honour, plugin_environment
@@ -83,9 +84,10 @@ def serve_config(config: ServeConfig) -> None:
         stack.callback(stdio.close)
         stack.callback(enable_debuggers())
         stack.enter_context(set_up(served))  # before the line is printed
-        server, name = _make_server(config, environment, versions[version], served)
+        server, name, cert = _make_server(config, environment, versions[version], served)
         stack.callback(server.close)
-        line = HandshakeLine(version, server.network, server.address, name, multiplex=False if environment.multiplex else None)
+        multiplex = False if environment.multiplex else None
+        line = HandshakeLine(version, server.network, server.address, name, server_cert=cert, multiplex=multiplex)
         with _deaf_to_interrupts(), _watching_host(config, server):
             stdio.write_line(line.format())
             server.run()
@@ -104,13 +106,13 @@ def _started_by_hand(config: ServeConfig) -> str:
 
 def _make_server(
     config: ServeConfig, environment: PluginEnvironment, plugins: PluginSet, served: list[tuple[Interface, Any]]
-) -> tuple[ServerProtocol, str]:
-    """The fast protocol when the offer is honoured, else gRPC, which every go-plugin host speaks."""
+) -> tuple[ServerProtocol, str, bytes]:
+    """The fast protocol when the offer is honoured, else gRPC, which every go-plugin host speaks; its name, and the certificate to show."""
     context = PluginContext(
         config=config, interfaces=served, plugins=plugins, socket_dir=environment.socket_dir, socket_group=environment.socket_group
     )
-    if any(isinstance(plugin, GRPCPlugin) for plugin in plugins.values()):
-        return protocol_named("grpc").serve(context), "grpc"  # nothing else carries it
+    if config.tls_provider is not None or any(isinstance(plugin, GRPCPlugin) for plugin in plugins.values()):
+        return _make_grpc_server(context, environment)  # nothing else carries it
     control = _control_socket(environment.offer)
     choice = honour(
         environment.offer,
@@ -120,12 +122,17 @@ def _make_server(
     )
     if isinstance(choice, Choice):
         context.control, context.transport, context.version = control, choice.transport, choice.version
-        return protocol_named("fast").serve(context), "fast"
+        return protocol_named("fast").serve(context), "fast", b""
     if environment.offer is not None:
         _log.info("the fast protocol is not used: %s", choice.reason)
     if control is not None:
         control.detach()  # it is somebody else's descriptor
-    return protocol_named("grpc").serve(context), "grpc"
+    return _make_grpc_server(context, environment)
+
+
+def _make_grpc_server(context: PluginContext, environment: PluginEnvironment) -> tuple[ServerProtocol, str, bytes]:
+    context.tls, cert = plugin_tls(context.config, environment.client_cert)
+    return protocol_named("grpc").serve(context), "grpc", cert
 
 
 def _transports() -> tuple[str, ...]:

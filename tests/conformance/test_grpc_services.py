@@ -44,9 +44,9 @@ def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def client(pair: tuple[str, str]) -> Iterator[fastplug.Client]:
-    with fastplug.start(COMMAND, **options(*pair)) as started:
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "mtls"])
+def client(request: pytest.FixtureRequest, pair: tuple[str, str]) -> Iterator[fastplug.Client]:
+    with fastplug.start(COMMAND, **options(*pair, auto_mtls=request.param)) as started:
         yield started
 
 

@@ -18,7 +18,7 @@ LAYERS = (
     # agreement
     ("handshake", "protocols"),
     # roles
-    ("client", "grpc_access", "launch", "server"),
+    ("certificates", "client", "grpc_access", "launch", "server"),
     # faces
     ("", "api", "entry"),
 )

@@ -152,10 +152,21 @@ def test_a_stopped_server_takes_no_connection() -> None:
         server.attach(SocketStream(theirs))
 
 
-def test_tls_is_refused_in_words() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs, pytest.raises(LocalProtocolError, match="TLS"):
-        select().connect(SocketStream(ours), Tls(), authority="localhost", limits=Limits())
+def test_tls_wants_a_socket() -> None:
+    class NoSocket:
+        def fileno(self) -> int:
+            return -1
+
+        def recv_into(self, buffer: memoryview, /) -> int:
+            return 0
+
+        def sendall(self, data: memoryview, /) -> None: ...
+        def close(self) -> None: ...
+
+    server = select().server(workers=1, limits=Limits())
+    with pytest.raises(LocalProtocolError, match="socket for TLS"):
+        server.attach(NoSocket(), Tls())
+    assert server.stop(None).wait(WATCHDOG_S)
 
 
 def test_an_unknown_engine() -> None:

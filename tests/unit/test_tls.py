@@ -9,9 +9,9 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fastplug.config import Tls
+from fastplug.config import CURVES, Tls
 from fastplug.errors import ConfigError, HandshakeError
-from fastplug.net.tls import CURVES, auto_mtls, certificate_der, check_peer, context, from_json, one_time_identity, refusal, to_json
+from fastplug.net.tls import auto_mtls, certificate_der, check_peer, context, from_json, one_time_identity, refusal, to_json
 
 # Flights of a TLS handshake and of the first read after it; a broken pair must not loop for ever.
 ROUNDS_MAX = 10

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastplug.config import Tls
+from fastplug.config import CURVES, Tls
 from fastplug.errors import ConfigError, HandshakeError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALPN",
-    "CURVES",
     "auto_mtls",
     "certificate_der",
     "certificate_pem",
@@ -35,7 +34,6 @@ __all__ = [
 
 # grpc-go refuses a peer that does not agree on it (since 1.67).
 ALPN = ("h2",)
-CURVES = ("P-256", "P-384", "P-521")
 # go-plugin: valid from half a minute ago, for clocks that differ, and for 30 years, for plugins that run as long.
 BACKDATED_S = 30
 VALID_HOURS = 262_980

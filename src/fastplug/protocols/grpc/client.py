@@ -61,8 +61,14 @@ class GrpcClient:
         config = context.config
         engine = select(config.grpc_engine)
         stream = SocketStream(dial(context.network, context.address, timeout_s=config.connect_timeout_s))
-        self.channel: Channel = engine.connect(stream, None, authority=AUTHORITY, limits=Limits(), options=config.grpc_dial_options)
-        self.broker = Broker(engine, self._make_carrier, None, timeout_s=config.broker_timeout_s, directory=context.socket_dir)
+        self.channel: Channel = engine.connect(
+            stream,
+            context.tls,
+            authority=context.tls.server_name if context.tls is not None else AUTHORITY,
+            limits=Limits(),
+            options=config.grpc_dial_options,
+        )
+        self.broker = Broker(engine, self._make_carrier, context.tls, timeout_s=config.broker_timeout_s, directory=context.socket_dir)
         announced = ((HOST_KEY, "1"),)
         self._calls = Calls(self.channel, announced)
         self.streams = StreamCalls(self.channel, self._calls.post, announced)

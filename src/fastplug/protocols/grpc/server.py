@@ -81,7 +81,7 @@ class GrpcServer:
             options=config.grpc_options,
             directory=context.socket_dir,
         )
-        self._broker = Broker(engine, self._make_carrier, None, timeout_s=config.broker_timeout_s, directory=context.socket_dir)
+        self._broker = Broker(engine, self._make_carrier, context.tls, timeout_s=config.broker_timeout_s, directory=context.socket_dir)
         self._calls = 0
         self._copies = copies = ArrayCopies()
         descriptions = []
@@ -144,11 +144,17 @@ class GrpcServer:
                 connected = self._listener.accept()
                 if connected is None:
                     return
-                self._server.attach(SocketStream(connected))
+                connection = self._server.attach(SocketStream(connected), self._context.tls)
+                connection.closed.add_done_callback(lambda ended: self._tell(ended.result()))
             except Exception:  # noqa: BLE001  one connection that fails must not end the plugin
                 if self._stopping.is_set():
                     return
                 _log.exception("the plugin could not take a connection")
+
+    @staticmethod
+    def _tell(reason: str) -> None:
+        if reason.startswith("TLS"):
+            _log.error("a connection to this plugin was refused. %s", reason)
 
     def stop(self) -> None:
         """Lets ``run`` return once the call in hand is done. From any thread; idempotent."""

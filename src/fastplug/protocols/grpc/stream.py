@@ -44,6 +44,13 @@ class SocketStream:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
+    def take(self) -> socket.socket:
+        """The socket itself, to be handed over; the stream is closed after it."""
+        _live.discard(self)
+        taken, self._socket = self._socket, socket.socket()
+        self._socket.close()
+        return taken
+
     def forget(self) -> None:
         """In a forked child: gives up the copied descriptor. A shutdown would end the parent's connection."""
         self._socket.close()

@@ -20,7 +20,8 @@ from typing import Any, Self
 
 import grpc
 
-from fastplug.errors import Closed, LocalProtocolError, RpcError
+from fastplug.errors import Closed, LocalProtocolError, RpcError, TlsRefused
+from fastplug.net.relay import Joint, relay
 from fastplug.protocols.grpc.channel import ByteStream, Handler, HandlerKind, Limits, MethodTable, Tls
 from fastplug.protocols.grpc.stream import Relay, SocketStream
 
@@ -81,20 +82,25 @@ def _is_this_process(connected: socket.socket) -> bool:
     return pid == os.getpid()
 
 
-def _refuse_tls(tls: Tls | None) -> None:
-    if tls is not None:
-        raise LocalProtocolError("the grpcio engine has no TLS yet; start the plugin without auto_mtls")
+def _join(outer: ByteStream, inner: socket.socket, tls: Tls | None, *, server: bool) -> Relay | Joint:
+    """Couples the peer's stream with grpcio's socket: here, or with TLS in the relay process, where no GIL of ours can stop it."""
+    if tls is None:
+        return Relay(outer, SocketStream(inner))
+    if not isinstance(outer, SocketStream):
+        raise LocalProtocolError("the grpcio engine needs a socket for TLS, and was given another kind of stream")
+    return relay().tls(outer.take(), tls, server=server, inner=inner)
 
 
 class _Channel(grpc.Channel):
     """A grpc.Channel over one stream. When the stream ends, it ends: a plugin that is gone does not come back."""
 
-    def __init__(self, stream: ByteStream, authority: str, limits: Limits, options: Sequence[tuple[str, Any]]) -> None:
+    def __init__(self, stream: ByteStream, tls: Tls | None, authority: str, limits: Limits, options: Sequence[tuple[str, Any]]) -> None:
         self.ready: Future[None] = Future()
         self.closed: Future[str] = Future()
         self._stream = stream
+        self._tls = tls
         self._private = _PrivatePath()
-        self._relay: Relay | None = None
+        self._relay: Relay | Joint | None = None
         self._lock = threading.Lock()
         self._ended = False
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -153,16 +159,30 @@ class _Channel(grpc.Channel):
             if self._ended:
                 inner.close()
                 return
-            self._relay = Relay(self._stream, SocketStream(inner))
-        with contextlib.suppress(InvalidStateError):  # close() came first
-            self.ready.set_result(None)
+            try:
+                self._relay = _join(self._stream, inner, self._tls, server=False)
+            except Exception as error:  # noqa: BLE001  no relay process to be had
+                inner.close()
+                self._set_ready(error)
+                self._set_closed(str(error))
+                return
+        if isinstance(self._relay, Joint):
+            self._relay.ready.add_done_callback(lambda done: self._set_ready(done.exception()))
+        else:
+            self._set_ready(None)
         self._relay.closed.add_done_callback(lambda ended: self._set_closed(ended.result()))
+
+    def _set_ready(self, error: BaseException | None) -> None:
+        with contextlib.suppress(InvalidStateError):  # close() came first
+            if error is None:
+                self.ready.set_result(None)
+            else:
+                self.ready.set_exception(error)
 
     def _set_closed(self, reason: str) -> None:
         with contextlib.suppress(InvalidStateError):  # close() and the peer at once
             self.closed.set_result(reason)
-        with contextlib.suppress(InvalidStateError):  # it was ready
-            self.ready.set_exception(Closed(reason))
+        self._set_ready(TlsRefused(reason) if reason.startswith("TLS") else Closed(reason))  # unless it was ready
 
     def close(self) -> None:
         """Ends every call, the connection and what was made for it. Idempotent."""
@@ -250,7 +270,7 @@ class _Server:
         self._lock = threading.Lock()
         self._started = False
         self._stopped: threading.Event | None = None
-        self._relays: set[Relay] = set()
+        self._relays: set[Relay | Joint] = set()
 
     def _open(self) -> grpc.Server:
         server = self._server
@@ -279,16 +299,19 @@ class _Server:
     def service_names(self) -> Sequence[str]:
         return tuple(self._services)
 
-    def attach(self, stream: ByteStream, tls: Tls | None = None) -> Relay:
-        _refuse_tls(tls)
+    def attach(self, stream: ByteStream, tls: Tls | None = None) -> Relay | Joint:
         with self._lock:
             self._start(self._open())
             inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             inner.connect(self._private.path)
-            relay = Relay(stream, SocketStream(inner))
-            self._relays.add(relay)
-        relay.closed.add_done_callback(lambda _: self._relays.discard(relay))
-        return relay
+            try:
+                joined = _join(stream, inner, tls, server=True)
+            except BaseException:
+                inner.close()
+                raise
+            self._relays.add(joined)
+        joined.closed.add_done_callback(lambda _: self._relays.discard(joined))
+        return joined
 
     def _start(self, server: grpc.Server) -> None:
         if not self._started:
@@ -310,8 +333,8 @@ class _Server:
     def _free(self, server: grpc.Server, calls_ended: threading.Event, stopped: threading.Event) -> None:
         calls_ended.wait()  # bounded by stop's grace
         del server  # not before: grpcio ends the thread that sets the event with its server
-        for relay in list(self._relays):
-            relay.close()
+        for joined in list(self._relays):
+            joined.close()
         self._private.remove()
         self._pool.shutdown(wait=False)
         stopped.set()
@@ -325,8 +348,7 @@ class _Grpcio:
     def connect(
         self, stream: ByteStream, tls: Tls | None, *, authority: str, limits: Limits, options: Sequence[tuple[str, Any]] = ()
     ) -> _Channel:
-        _refuse_tls(tls)
-        return _Channel(stream, authority, limits, options)
+        return _Channel(stream, tls, authority, limits, options)
 
     def server(
         self,
