@@ -7,7 +7,7 @@ A map of the package, from what a user sees down; imports point down only:
     agreement    handshake/  protocols/       who speaks what; fast, grpc, inproc
     resources    process/  shm/               processes, shared memory
     languages    _wire*.pyx                   frames and values
-    words        errors.py config.py annotation.py signature.py interfaces.py plugin.py protocol.py deadlines.py
+    words        errors.py config.py annotation.py signature.py interfaces.py plugin.py protocol.py deadlines.py contexts.py
 
 Names are loaded when they are first used: importing the package costs next to nothing.
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastplug.broker import BrokerListener, BrokerServer, GRPCBroker
     from fastplug.client import Client
     from fastplug.config import DEFAULT_HANDSHAKE, ClientConfig, Curve, HandshakeConfig, OnHostExit, ServeConfig, Target, Tls, Transport
+    from fastplug.contexts import Context, context, metadata
     from fastplug.deadlines import deadline
     from fastplug.errors import (
         ArenaExhausted,
@@ -67,6 +68,7 @@ __all__ = [
     "ClientConfig",
     "Closed",
     "ConfigError",
+    "Context",
     "CopyRequired",
     "Curve",
     "DeadlineExceeded",
@@ -103,10 +105,12 @@ __all__ = [
     "Transport",
     "UnsupportedProtocol",
     "client_of",
+    "context",
     "deadline",
     "empty",
     "grpc_plugin",
     "interface",
+    "metadata",
     "open",
     "optional",
     "proto_of",
@@ -129,6 +133,7 @@ _PLACES = {
         "Tls",
         "Transport",
     ),
+    "fastplug.contexts": ("Context", "context", "metadata"),
     "fastplug.deadlines": ("deadline",),
     "fastplug.interfaces": ("interface", "optional"),
     "fastplug.plugin": ("GRPCPlugin", "InterfacePlugin", "Plugin", "PluginSet", "grpc_plugin"),

@@ -19,6 +19,7 @@ cdef enum FrameKind:
 
 cdef enum FrameFlag:
     FLAG_SPILLED = 1        # the payload lies in an arena block; inline there is only its reference (wire.md, "Spilled payloads")
+    FLAG_METADATA = 4       # REQUEST: the caller's metadata stands in front of the arguments
 
 # wire.md, "Frames". All fields little-endian; a frame starts on a multiple of 64 bytes in a ring.
 cdef packed struct FrameHeader:
@@ -33,6 +34,10 @@ cdef packed struct FrameHeader:
 
 
 cdef int check_header(const FrameHeader* header) except -1  # RemoteProtocolError; PAD is the business of a lane
+
+
+cdef int put_metadata(Encoder enc, bytes packed) except -1     # a dict of str, encoded already (contexts.METADATA)
+cdef dict get_metadata(Decoder dec)                             # RemoteProtocolError
 
 
 cdef class MethodCodec:

@@ -159,6 +159,7 @@ cdef class MethodCodec:
 # The types of the five parts of an error, and of what its args may be (wire.md, "Errors").
 cdef Codec TEXT = compile_node(TypeNode(Kind.STR))
 cdef Codec NAMES = compile_node(TypeNode(Kind.LIST, (TypeNode(Kind.STR),)))
+cdef Codec TEXTS_BY_TEXT = compile_node(TypeNode(Kind.DICT, (TypeNode(Kind.STR), TypeNode(Kind.STR))))
 cdef dict PLAIN = {
     cls: compile_node(TypeNode(kind))
     for cls, kind in ((type(None), Kind.NONE), (bool, Kind.BOOL), (int, Kind.INT), (float, Kind.FLOAT), (str, Kind.STR), (bytes, Kind.BYTES))
@@ -229,12 +230,21 @@ def unpack_error(data, str method=""):
 
 Header = namedtuple("Header", "size kind flags call interface method blocks remaining_ns")
 
+cdef int put_metadata(Encoder enc, bytes packed) except -1:
+    memcpy(enc.take(PyBytes_GET_SIZE(packed)), PyBytes_AS_STRING(packed), PyBytes_GET_SIZE(packed))
+    return 0
+
+
+cdef dict get_metadata(Decoder dec):
+    return TEXTS_BY_TEXT.decode(dec)
+
+
 cdef int check_header(const FrameHeader* header) except -1:
     if header.kind not in (FRAME_REQUEST, FRAME_REPLY, FRAME_ERROR):
         raise RemoteProtocolError(f"the peer sent a frame of the unknown kind {header.kind}")
     if header.size > MESSAGE_MAX:
         raise RemoteProtocolError(f"the peer sent a frame of {header.size} bytes, {MESSAGE_MAX} are allowed")
-    if header.flags & ~<int>FLAG_SPILLED:
+    if header.flags & ~<int>(FLAG_SPILLED | FLAG_METADATA) or (header.flags & FLAG_METADATA and header.kind != FRAME_REQUEST):
         raise RemoteProtocolError(f"the peer sent a frame with unknown flags {header.flags:#06x}")
     if header.remaining_ns < 0:
         raise RemoteProtocolError(f"the peer sent a frame with {header.remaining_ns} ns remaining")

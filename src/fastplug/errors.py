@@ -173,11 +173,28 @@ class PluginDied(PluginError):
         super().__init__(f"plugin {name!r} died{during}: {_ending(returncode)}. Start it again to go on.{said}")
 
 
-class DeadlineExceeded(PluginError, TimeoutError):
+class _GivenUp(PluginError):
+    """The caller did not wait for the answer to the end. Raised only as one of its two subclasses.
+
+    Attributes: ``plugin_stack``, the stack of the plugin's Python code at that moment (text; empty when there is none), and ``no_stack``,
+    why there is none. Both are part of what Python prints of the error.
+    """
+
+    plugin_stack: str = ""
+    no_stack: str = ""
+
+    def __str__(self) -> str:
+        head = super().__str__()
+        if self.plugin_stack:
+            return f"{head}\n\nWhere the plugin was at that moment:\n{self.plugin_stack.rstrip()}"
+        return f"{head} (the plugin's stack is not known: {self.no_stack})" if self.no_stack else head
+
+
+class DeadlineExceeded(_GivenUp, TimeoutError):
     """The caller's deadline ran out before the answer came. The late answer is dropped; the handle stays usable."""
 
 
-class Cancelled(PluginError):
+class Cancelled(_GivenUp):
     """The caller cancelled the call."""
 
 
@@ -304,3 +321,13 @@ def remote_error(
     error.remote_traceback = remote_traceback
     error.method = method
     return error
+
+
+def seen_by_handler(error: Exception) -> Exception:
+    """For a call with a deadline: a handler that found it over may say so (``Context.check``) before the caller's own clock does."""
+    if not isinstance(error, RemoteError) or error.type_name != f"{Cancelled.__module__}.{Cancelled.__qualname__}":
+        return error
+    found = DeadlineExceeded(f"{error.method}() was ended by its handler, since the deadline was over")
+    found.plugin_stack = error.remote_traceback
+    found.__cause__ = error
+    return found

@@ -10,7 +10,7 @@ from tests.source import tree
 
 LAYERS = (
     # words
-    ("annotation", "broker", "config", "deadlines", "errors", "interfaces", "plugin", "protocol", "signature"),
+    ("annotation", "broker", "config", "contexts", "deadlines", "errors", "interfaces", "plugin", "protocol", "signature"),
     # languages
     ("_wire", "_wire_buffer", "_wire_containers", "_wire_scalars", "_wire_words", "yamux"),
     # resources

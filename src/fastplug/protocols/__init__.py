@@ -1,1 +1,1 @@
-"""The protocols, a folder or module each; none imports another. ``_call``, ``_serve`` and ``_inline`` are shared by those with the fast codec."""
+"""The protocols, a folder or module each; none imports another. ``_call``, ``_serve``, ``_inline`` belong to those with the fast codec."""

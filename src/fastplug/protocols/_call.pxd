@@ -17,6 +17,8 @@ cdef class Caller:
     cdef unsigned long owner            # thread that holds the lock, 0 when nobody does
     cdef uint64_t next_call
     cdef uint64_t answered              # the call that was answered last: replies come in the order of their calls
+    cdef public object gave_up          # callable(lane, call, stack wanted) -> (stack, why there is none), for a call nobody waits for any more; or None
+    cdef public int lane                # which of the connection's lanes this is
     cdef object lost                    # callable(method or None) -> the error for a connection that ended
     cdef object refusal                 # an error class and text once the caller cannot be used any more
     cdef int owner_pid
@@ -25,6 +27,8 @@ cdef class Caller:
     cdef readonly uint64_t late         # replies dropped because nobody waited for them any more
     cdef object call(self, Remote method, tuple args, dict kwargs)
     cdef object _answer(self, Remote method, int64_t until)
+    cdef object _call(self, Remote method, tuple args, dict kwargs, int64_t until, uint64_t* under_way)
+    cdef object _give_up(self, uint64_t call, object error)
     cdef int _send(self, Remote method, tuple args, dict kwargs, int64_t until) except -1
     cdef int _lock(self, int64_t until, str what) except -1
     cdef void _unlock(self) noexcept

@@ -13,14 +13,15 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastplug._wire cimport (
-    FLAG_SPILLED, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec, decode_error,
-    skip_rest, skip_value,
+    FLAG_METADATA, FLAG_SPILLED, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec,
+    decode_error, put_metadata, skip_rest, skip_value,
 )
 from fastplug.shm._port cimport ArenaPort
 
 from fastplug._wire_words import Unbuilt
+from fastplug.contexts import METADATA as _metadata
 from fastplug.deadlines import UNTIL_NS as _until_ns
-from fastplug.errors import Closed, DeadlineExceeded, LocalProtocolError, RemoteError, RemoteProtocolError
+from fastplug.errors import Closed, DeadlineExceeded, LocalProtocolError, PluginError, RemoteError, RemoteProtocolError, seen_by_handler
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
@@ -41,6 +42,7 @@ if fp_fork_init():
     raise ImportError("MADV_WIPEONFORK is missing: fastplug needs Linux 4.14 or later")
 
 cdef object UNTIL_NS = _until_ns
+cdef object METADATA = _metadata
 
 # A thread that queues for a handle looks up this often: a lock wait on a thread that is not the main one is not interrupted by signals.
 cdef long long QUEUE_SLICE_US = 100_000
@@ -164,17 +166,41 @@ cdef class Caller:
 
     cdef object call(self, Remote method, tuple args, dict kwargs):
         cdef int64_t until = _until()
+        cdef uint64_t under_way = 0
         if not fp_is_home(self.mark) or self.refusal is not None:
             raise self._refused()
+        try:
+            return self._call(method, args, kwargs, until, &under_way)
+        except BaseException as error:          # a deadline, Ctrl-C, whatever a signal handler raises
+            if under_way and self.gave_up is not None and self.answered < under_way:
+                self._give_up(under_way, error)
+            raise
+
+    cdef object _give_up(self, uint64_t call, object error):
+        """Nobody waits for this call any more: the plugin is told, and says where it is. Without the lane's lock, since that may take 100 ms."""
+        if isinstance(error, PluginError) and not isinstance(error, DeadlineExceeded):
+            return                  # the connection is of no use any more
+        try:
+            stack, reason = self.gave_up(self.lane, call, isinstance(error, DeadlineExceeded))
+        except Exception as failed:
+            stack, reason = "", f"{type(failed).__name__}: {failed}"
+        if isinstance(error, DeadlineExceeded):
+            error.plugin_stack, error.no_stack = stack, reason
+
+    cdef object _call(self, Remote method, tuple args, dict kwargs, int64_t until, uint64_t* under_way):
         self._lock(until, method.codec.qualified)
         try:
             if self.refusal is not None:
                 raise self._refused()
             self._send(method, args, kwargs, until)
-            return self._answer(method, until)
+            under_way[0] = self.next_call
+            result = self._answer(method, until)
+            under_way[0] = 0
+            return result
         except EOFError as error:
             if isinstance(error, RemoteError):
                 raise           # the handler's own
+            under_way[0] = 0
             raise self.lost(method.codec.qualified) from (error if error.args else None)
         except RemoteProtocolError as error:
             if not isinstance(error, Unbuilt):
@@ -187,11 +213,15 @@ cdef class Caller:
         cdef FrameHeader header
         self.enc.reset()
         try:
-            method.codec.encode_arguments(self.enc, args, kwargs)
             memset(&header, 0, sizeof(FrameHeader))
+            metadata = get_value(METADATA)
+            if metadata is not None:
+                put_metadata(self.enc, metadata[1])
+                header.flags = FLAG_METADATA
+            method.codec.encode_arguments(self.enc, args, kwargs)
             if self.link.inline_limit and self.enc.size > self.link.inline_limit:
                 self.arena_port.spill(self.enc)
-                header.flags = FLAG_SPILLED
+                header.flags |= FLAG_SPILLED
             if until:
                 header.remaining_ns = until - fp_now_ns()
                 if header.remaining_ns <= 0:
@@ -238,7 +268,8 @@ cdef class Caller:
             finally:
                 self.link.consumed()
         if header.kind == FRAME_ERROR:
-            raise decode_error(self.dec, method.codec.qualified)
+            error = decode_error(self.dec, method.codec.qualified)
+            raise seen_by_handler(error) if until else error
         raise RemoteProtocolError(f"{method.codec.qualified}() was answered by a frame of kind {header.kind}")
 
     cdef int _drop(self, FrameHeader* header) except -1:

@@ -3,18 +3,21 @@
 import os
 import threading
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastplug._wire cimport (
-    FLAG_SPILLED, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec, encode_error, skip_rest,
+    FLAG_METADATA, FLAG_SPILLED, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec, encode_error,
+    get_metadata, skip_rest,
 )
 from fastplug.shm._port cimport ArenaPort
 
 from fastplug._wire_words import Unbuilt
-from fastplug.errors import Closed, RemoteProtocolError
+from fastplug.contexts import CALLS, Context
+from fastplug.errors import Cancelled, Closed, RemoteProtocolError
 
 cdef extern from "_atomics.h" nogil:
+    int64_t fp_now_ns()
     int fp_fork_init()
     uint32_t fp_mark()
     int fp_is_home(uint32_t)
@@ -23,6 +26,12 @@ cdef extern from "_atomics.h" nogil:
 
 if fp_fork_init():
     raise ImportError("MADV_WIPEONFORK is missing: fastplug needs Linux 4.14 or later")
+
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident()
+
+# Cancellations of calls that have not begun, or that ended meanwhile: the oldest of more than these is one of the latter.
+cdef Py_ssize_t CANCELLED_MAX = 4096
 
 # The port of the connection whose handler runs on this thread: fastplug.empty() makes its arrays there.
 _serving = threading.local()
@@ -45,11 +54,14 @@ cdef class Server:
         self.dec = Decoder(port)
         self.interfaces = [list(methods) for methods in interfaces]
         self.mark = fp_mark()
+        self.cancelled = {}
 
     def run(self) -> None:
         """Handles calls until the link ends. Raises RemoteProtocolError when the host breaks the protocol."""
         cdef FrameHeader header
         _serving.port = self.arena_port
+        CALLS.current = self.current_context
+        self.thread = PyThread_get_thread_ident()
         try:
             while self.link.receive(&header, self.dec, 0):
                 self._handle(&header)
@@ -57,6 +69,31 @@ cdef class Server:
             return
         finally:
             _serving.port = None
+            CALLS.current = None
+
+    def current_context(self) -> object:
+        """The context of the call whose handler runs here; None when none does."""
+        if not self.running:
+            return None
+        if self.context is None:
+            self.context = Context(self.until_ns or None, self.metadata)
+        return self.context
+
+    def cancel(self, call: int) -> bool:
+        """Any thread: the caller does not wait for this call any more. Whether its handler runs now."""
+        if self.running == call:
+            self.current_context().cancel()
+            return True
+        self.cancelled[call] = None
+        if len(self.cancelled) > CANCELLED_MAX:
+            del self.cancelled[next(iter(self.cancelled))]
+        return False
+
+    cdef object _check_begun(self, uint64_t call):
+        """Its cancellation may have come before it: then it does not begin."""
+        if call in self.cancelled:
+            del self.cancelled[call]
+            raise Cancelled("the caller gave this call up before its handler began")
 
     cdef int _handle(self, FrameHeader* header) except -1:
         cdef MethodCodec codec
@@ -70,6 +107,7 @@ cdef class Server:
             if self.arena_port is None:
                 raise RemoteProtocolError("a spilled payload came where there is no shared memory")
             self.arena_port.unspill(self.dec)
+        self.metadata = get_metadata(self.dec) if header.flags & FLAG_METADATA else None
         try:
             values = codec.decode_arguments(self.dec)
         except Unbuilt as error:        # as if the handler had raised it: the caller chose the values
@@ -79,10 +117,18 @@ cdef class Server:
         self.link.consumed()
         self.calls += 1
         self.enc.reset()
+        self.until_ns = fp_now_ns() + header.remaining_ns if header.remaining_ns else 0
+        self.running = header.call
         try:
+            if self.cancelled:
+                self._check_begun(header.call)
             if FP_DEBUG:
                 fp_point("handler about to run")
-            result = codec.call(function, values)
+            try:
+                result = codec.call(function, values)
+            finally:
+                self.running = 0
+                self.context = None
             values = None               # arguments go back before the reply does, so that the host can use their memory again at once
             self._check_home()
             codec.encode_result(self.enc, result)

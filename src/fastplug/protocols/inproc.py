@@ -18,6 +18,7 @@ from fastplug._wire import HandoverLink, Memory
 from fastplug.errors import ConfigError, DeadlineExceeded, HandshakeTimeout, StartError
 from fastplug.interfaces import interfaces_of
 from fastplug.plugin import InterfacePlugin, served_interfaces, set_up
+from fastplug.process.stacks import given_up
 from fastplug.protocol import HostContext, PluginContext, Protocol, ServerProtocol
 from fastplug.protocols._call import Caller
 from fastplug.protocols._inline import DeferredPort
@@ -118,6 +119,7 @@ class InprocClient:
         self._thread = threading.Thread(
             target=self._serve, args=(context.implementations,), name=f"fastplug plugin {context.name}", daemon=True
         )
+        self._caller.gave_up = self._give_up
         self._thread.start()
         self._closed = False
         self._await_set_up(context)
@@ -147,6 +149,9 @@ class InprocClient:
         finally:
             self._ready.set()
             self._link.peer_gone()
+
+    def _give_up(self, lane: int, call: int, want_stack: bool) -> tuple[str, str]:
+        return given_up(self._server.thread, lambda: self._server.cancel(call)), ""
 
     def dispense(self, interface: Interface) -> Any:
         self._caller.check_usable()

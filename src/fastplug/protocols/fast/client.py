@@ -14,6 +14,7 @@ from fastplug.errors import DeadlineExceeded, HandshakeTimeout, LocalProtocolErr
 from fastplug.net._socket_link import SocketLink
 from fastplug.protocols._call import Caller
 from fastplug.protocols._inline import DeferredPort
+from fastplug.protocols.fast.cancel import Cancels
 from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello, close_all
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.offering import dispensed, offered
@@ -47,6 +48,7 @@ class FastClient:
         self._link: Lane | SocketLink | None = None
         self._caller: Caller
         self._offers: list[Any] = []
+        self._cancels: Cancels
         self._pings = itertools.count(1)
         self._pongs: dict[int, tuple[threading.Event, Body]] = {}
         self._lock = threading.Lock()
@@ -95,6 +97,8 @@ class FastClient:
             close_all(fds)
             raise RemoteProtocolError(f"{self._context.name} sent descriptors with HELLO of the socket transport")
         check_hello(answer, self.transport, self._control.peer)
+        pid = self._context.pid if answer.get("pid") == self._context.pid else None  # not in another pid namespace
+        self._cancels = Cancels(lambda body: self._control.send(Message.CANCEL, body), pid, answer.get("dump"))
         self._offers = offered(answer.get("interfaces"))
         if self._memory is not None:
             assert self._memory.lane is not None
@@ -105,6 +109,7 @@ class FastClient:
             assert data is not None
             self._link = SocketLink(data)
             self._caller = Caller(self._link, DeferredPort(self._context.config.strict_zero_copy), self._lost)
+        self._caller.gave_up = self._cancels.give_up
         watcher().add(self._control.fileno(), self._on_control)
 
     def abandon(self) -> None:
@@ -166,6 +171,7 @@ class FastClient:
         for answered, slot in waiting:
             slot["ended"] = True
             answered.set()
+        self._cancels.end()
 
     def close(self) -> None:
         """Ends the connection; received arrays stay readable."""
@@ -237,6 +243,8 @@ class FastClient:
             if waiting is not None:
                 waiting[1].update(body)
                 waiting[0].set()
+        elif kind == Message.STACK:
+            self._cancels.answered(body)
         elif self._memory is not None:
             self._memory.handle(kind, body, fds)
         else:

@@ -48,6 +48,8 @@ class Message(enum.IntEnum):
     LOST = 9
     FETCH = 10
     BYTES = 11
+    CANCEL = 12
+    STACK = 13
 
 
 # Descriptors that a message may carry; the others have none.

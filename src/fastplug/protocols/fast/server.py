@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastplug.errors import LocalProtocolError, RemoteProtocolError
 from fastplug.net._socket_link import SocketLink
+from fastplug.process.stacks import DumpWriter, given_up
 from fastplug.protocols._inline import DeferredPort
 from fastplug.protocols._serve import Server
 from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello, close_all
@@ -44,6 +45,7 @@ class FastServer:
         self._memory: SharedMemory | None = None
         self._link: Lane | SocketLink | None = None
         self._server: Server | None = None
+        self._dump: DumpWriter | None = None
         self._lock = threading.Lock()
         self._closed = False
         self.stopped = False
@@ -70,6 +72,7 @@ class FastServer:
         check_hello(body, self._transport, self._control.peer)
         served = self._context.interfaces
         answer: Body = {"fast": FAST_VERSION, "transport": self._transport, "pid": os.getpid(), "interfaces": announced(served)}
+        answer |= self._offer_dump()
         if self._transport == "shm":
             memory = SharedMemory(
                 self._control, "the host", limit_bytes=self._context.config.arena_limit_bytes, strict=False, slice_ns=SLICE_NS
@@ -90,6 +93,24 @@ class FastServer:
             self._server = Server(link, DeferredPort(), handlers(served))
             self._control.send(Message.HELLO, answer)
 
+    def _offer_dump(self) -> Body:
+        """A way to a stack of this process while C code holds its GIL; one without it works all the same."""
+        try:
+            self._dump = DumpWriter()
+        except OSError:
+            return {}
+        return {"dump": [self._dump.signal, self._dump.reader_fd]}
+
+    def _cancel(self, body: Body) -> None:
+        """The caller gave a call up; with ``n`` it wants to know where this process is."""
+        server, call = self._server, body.get("call")
+        if server is None or not isinstance(call, int):
+            return
+        stack = given_up(server.thread, lambda: server.cancel(call))
+        if "n" in body:
+            with contextlib.suppress(OSError):
+                self._control.send(Message.STACK, {"n": body["n"], "stack": stack})
+
     def _on_control(self) -> None:
         try:
             alive = self._control.pump(self._handle)
@@ -104,6 +125,8 @@ class FastServer:
         if kind == Message.PING:
             with contextlib.suppress(OSError):  # a host that has left meanwhile: its hang-up comes next
                 self._control.send(Message.PONG, {"n": body.get("n")} | self._counters())
+        elif kind == Message.CANCEL:
+            self._cancel(body)
         elif kind == Message.SHUTDOWN:
             self.stop()
         elif self._memory is not None:
@@ -132,6 +155,8 @@ class FastServer:
                 return
             self._closed = True
         watcher().remove(self._control.fileno())
+        if self._dump is not None:
+            self._dump.close()
         if isinstance(self._link, SocketLink):
             self._link.close()
         if self._memory is not None:

@@ -75,9 +75,9 @@ class Calls:
         """Has ``act``, which must not raise or wait, run on the thread that may touch the engine. For any thread; dropped after close()."""
         self._posted.put(act)
 
-    def unary(self, path: str, request: bytes, timeout_s: float | None) -> bytes:
-        """The response. Raises RpcError, and KeyboardInterrupt at once; the call is cancelled then."""
-        call = _Call(path, request, timeout_s, self._metadata)
+    def unary(self, path: str, request: bytes, timeout_s: float | None, metadata: tuple[tuple[str, str], ...] = ()) -> bytes:
+        """The response; ``metadata`` goes beside that of all calls. Raises RpcError; KeyboardInterrupt at once, which cancels the call."""
+        call = _Call(path, request, timeout_s, (*self._metadata, *metadata))
         if threading.current_thread() is threading.main_thread():
             self.post(functools.partial(call.start, self._channel))
         else:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fastplug.contexts import METADATA
 from fastplug.deadlines import remaining_s
-from fastplug.errors import Closed, DeadlineExceeded, HandshakeError, InterfaceMismatch, RemoteProtocolError, RpcError
+from fastplug.errors import (
+    Closed,
+    DeadlineExceeded,
+    HandshakeError,
+    InterfaceMismatch,
+    RemoteError,
+    RemoteProtocolError,
+    RpcError,
+    seen_by_handler,
+)
 from fastplug.interfaces import Interface
 from fastplug.net.dial import dial
 from fastplug.net.listener import Listener
+from fastplug.process.stacks import process_state
 from fastplug.protocol import HostContext
 from fastplug.protocols.grpc.broker import Broker, Carrier, Conversation
 from fastplug.protocols.grpc.calls import Calls
@@ -21,11 +33,12 @@ from fastplug.protocols.grpc.catalog import Catalog
 from fastplug.protocols.grpc.channel import Channel, Code, Limits, select
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.errors import HOST_KEY, Malformed, remote_error_in
-from fastplug.protocols.grpc.messages import DESCRIBE, HEALTH_CHECK, SHUTDOWN, STATS, Empty, HealthRequest, Json
+from fastplug.protocols.grpc.messages import DESCRIBE, HEALTH_CHECK, SHUTDOWN, STACK, STATS, Empty, HealthRequest, Json
 from fastplug.protocols.grpc.schema import Rpc, schema_of
 from fastplug.protocols.grpc.stream import SocketStream
 from fastplug.protocols.grpc.streaming import StreamCalls
 from fastplug.protocols.grpc.values import ArrayCopies
+from fastplug.protocols.grpc.workers import CALL_KEY
 from fastplug.protocols.handle import absent_method, make_handle
 from fastplug.signature import InterfaceDescription, check_offer, checked_description, offered_index
 
@@ -40,6 +53,10 @@ AUTHORITY = "unused"
 SHUTDOWN_TIMEOUT_S = 2.0
 # stats() must not hang on a plugin that hangs; a healthy one answers in milliseconds.
 STATS_TIMEOUT_S = 1.0
+# A stack may delay the error of a deadline by this much.
+STACK_TIMEOUT_S = 0.1
+
+Headers = tuple[tuple[str, str], ...]
 # A plugin describes its interfaces in a few KiB; more than this is no description.
 DESCRIPTION_CHARACTERS_MAX = 16 << 20
 
@@ -54,6 +71,7 @@ class GrpcClient:
         self._owner_pid = os.getpid()
         self._closed = False
         self._made = 0
+        self._numbers = itertools.count(1)
         self._copies = ArrayCopies(strict=context.config.strict_zero_copy)
         self._offered: list[InterfaceDescription] | None = None
         self._asked = False
@@ -142,7 +160,14 @@ class GrpcClient:
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded(f"{qualified}(): the deadline was over before the call; nothing was sent")
         self._made += 1  # two threads may lose one to each other; it is a statistic
-        return remote.codec.decode_result(self._unary(remote.path, request, timeout_s, qualified, f"{qualified}()"))
+        outer, number = METADATA.get(), str(next(self._numbers))
+        metadata = ((CALL_KEY, number), *(outer[0].items() if outer is not None else ()))
+        try:
+            return remote.codec.decode_result(self._unary(remote.path, request, timeout_s, qualified, f"{qualified}()", metadata))
+        except DeadlineExceeded as error:
+            if not isinstance(error, RemoteError) and not error.plugin_stack:
+                error.plugin_stack, error.no_stack = self._stack(number)
+            raise
 
     def call_unary(self, path: str, request: bytes, timeout_s: float | None, what: str) -> bytes:
         """One call of a service. Raises RpcError, DeadlineExceeded, PluginDied, Closed, what a fastplug plugin's handler raised."""
@@ -157,11 +182,24 @@ class GrpcClient:
         """Raises Closed or PluginDied."""
         self._check_usable(what)
 
-    def _unary(self, path: str, request: bytes, timeout_s: float | None, qualified: str | None, what: str) -> bytes:
+    def _stack(self, number: str) -> tuple[str, str]:
+        """Where the plugin is in a call that was given up, and when that is not known, why."""
+        stopped = process_state(self._context.pid) if self._context.pid is not None else ""
+        if stopped or not self._offered:
+            return "", stopped or "only fastplug's own plugins tell it"
+        try:
+            answer = self._calls.unary(STACK, Json(json=number).SerializeToString(), STACK_TIMEOUT_S)
+            return Json.FromString(answer).json, ""
+        except RpcError as status:
+            if status.code == Code.DEADLINE_EXCEEDED:
+                return "", "the plugin does not answer: C code holds its GIL, and over gRPC there is no other way to ask"
+            return "", status.message
+
+    def _unary(self, path: str, request: bytes, timeout_s: float | None, qualified: str | None, what: str, metadata: Headers = ()) -> bytes:
         """The response. Raises an error of the tree."""
         self._check_usable(qualified)
         try:
-            return self._calls.unary(path, request, timeout_s)
+            return self._calls.unary(path, request, timeout_s, metadata)
         except RpcError as status:
             raise self._translated(status, qualified, what) from status
 
@@ -169,7 +207,7 @@ class GrpcClient:
         """The error of the tree for a failed call."""
         packed = remote_error_in(status, qualified or "")
         if packed is not None:
-            return packed
+            return seen_by_handler(packed) if remaining_s() is not None else packed
         if status.code == Code.DEADLINE_EXCEEDED:
             return DeadlineExceeded(f"{what} had no answer before the deadline; a late one will be dropped")
         if self.channel.closed.done() and status.code in (Code.UNAVAILABLE, Code.CANCELLED, Code.UNKNOWN, Code.INTERNAL):

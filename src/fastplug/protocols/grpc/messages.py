@@ -15,6 +15,7 @@ __all__ = [
     "HEALTH_WATCH",
     "POOL",
     "SHUTDOWN",
+    "STACK",
     "START_STREAM",
     "STATS",
     "STREAM_STDIO",
@@ -34,6 +35,7 @@ STREAM_STDIO = "/plugin.GRPCStdio/StreamStdio"
 START_STREAM = "/plugin.GRPCBroker/StartStream"
 DESCRIBE = "/fastplug.v1.Directory/Describe"
 STATS = "/fastplug.v1.Directory/Stats"
+STACK = "/fastplug.v1.Directory/Stack"
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _SCALARS = {
@@ -143,7 +145,7 @@ def _directory() -> list[Any]:
     file = FileBuilder("fastplug.v1")
     file.message("Empty")
     file.message("Json", "string json = 1")
-    file.service("Directory", "Describe Empty Json", "Stats Empty Json")
+    file.service("Directory", "Describe Empty Json", "Stats Empty Json", "Stack Json Json")
     return file.done("Json")
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from typing import Any
 
 from fastplug.errors import RemoteProtocolError, RpcError
@@ -25,6 +24,7 @@ from fastplug.protocols.grpc.schema import Rpc, schema_of
 from fastplug.protocols.grpc.services import Services
 from fastplug.protocols.grpc.stream import SocketStream
 from fastplug.protocols.grpc.values import ArrayCopies
+from fastplug.protocols.grpc.workers import Job, Workers
 from fastplug.signature import describe_interface
 
 __all__ = ["GrpcServer"]
@@ -68,7 +68,7 @@ class GrpcServer:
     address: str
 
     def __init__(self, context: PluginContext) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Future[bytes], _Method, bytes, bool] | None] = queue.SimpleQueue()
+        self._workers = Workers(1)
         self._slots = threading.BoundedSemaphore(PENDING_CALLS_MAX)
         self._stopping = threading.Event()
         self._closed = False
@@ -82,7 +82,6 @@ class GrpcServer:
             directory=context.socket_dir,
         )
         self._broker = Broker(engine, self._make_carrier, context.tls, timeout_s=config.broker_timeout_s, directory=context.socket_dir)
-        self._calls = 0
         self._copies = copies = ArrayCopies()
         descriptions = []
         for interface, implementation in context.interfaces:
@@ -93,7 +92,7 @@ class GrpcServer:
             if isinstance(plugin, GRPCPlugin):
                 plugin.grpc_server(self._broker, self._server)
         described = json.dumps({"interfaces": descriptions})
-        self._services = Services(lambda: described, self._stats, self.stop)
+        self._services = Services(lambda: described, self._stats, self.stop, self._workers.stack)
         talk = Handler(HandlerKind.BIDI, self._broker.handle, ConnInfo.FromString, ConnInfo.SerializeToString)
         self._server.add_methods({**self._services.methods(), START_STREAM: talk})
         self._listener = self._listen()
@@ -122,12 +121,11 @@ class GrpcServer:
             if not self._slots.acquire(blocking=False):
                 raise RpcError(Code.RESOURCE_EXHAUSTED, f"{PENDING_CALLS_MAX} calls wait already; this plugin handles one at a time")
             try:
-                job: Future[bytes] = Future()
-                context.add_callback(job.cancel)  # a caller that gave up: not run, if it has not begun
-                self._jobs.put((job, method, request, any(key == HOST_KEY for key, _ in context.invocation_metadata())))
-                if self._stopping.is_set():
-                    job.cancel()
-                return job.result()  # ends with the answer, the caller's end, or the plugin's
+                known = any(key == HOST_KEY for key, _ in context.invocation_metadata())
+                job = Job(lambda: method.run(request, fastplug_host=known), context)
+                self._workers.post(job)
+                found: bytes = job.done.result()  # ends with the answer, the caller's end, or the plugin's
+                return found
             except CancelledError as error:
                 raise RpcError(Code.UNAVAILABLE, "the plugin ended before it came to this call") from error
             finally:
@@ -136,7 +134,7 @@ class GrpcServer:
         return handle
 
     def _stats(self) -> str:
-        return json.dumps({"calls": self._calls, "copies": self._copies.copies, "copied_bytes": self._copies.copied_bytes})
+        return json.dumps({"calls": self._workers.calls, "copies": self._copies.copies, "copied_bytes": self._copies.copied_bytes})
 
     def _accept(self) -> None:
         while True:
@@ -159,25 +157,12 @@ class GrpcServer:
     def stop(self) -> None:
         """Lets ``run`` return once the call in hand is done. From any thread; idempotent."""
         self._stopping.set()
-        self._jobs.put(None)
+        self._workers.stop()
 
     def run(self) -> None:
         """Serves until Shutdown or ``stop``."""
-        while (job := self._jobs.get()) is not None and not self._stopping.is_set():
-            self._run(*job)
-            del job  # not kept alive until the next one comes: its arguments may be large
+        self._workers.run()
         self.close()
-
-    def _run(self, job: Future[bytes], method: _Method, request: bytes, fastplug_host: bool) -> None:
-        if not job.set_running_or_notify_cancel():
-            return
-        self._calls += 1
-        try:
-            response = method.run(request, fastplug_host=fastplug_host)
-        except RpcError as error:
-            job.set_exception(error)
-        else:
-            job.set_result(response)
 
     def close(self) -> None:
         """Ends all connections and frees what was made. Idempotent."""
@@ -186,10 +171,7 @@ class GrpcServer:
         self._closed = True
         self.stop()
         self._listener.close()
-        while not self._jobs.empty():
-            job = self._jobs.get()
-            if job is not None:
-                job[0].cancel()
+        self._workers.cancel_waiting()
         self._services.end()
         self._broker.close()
         self._server.stop(STOP_GRACE_S).wait()  # bounded by the grace

@@ -15,6 +15,7 @@ from fastplug.protocols.grpc.messages import (
     HEALTH_CHECK,
     HEALTH_WATCH,
     SHUTDOWN,
+    STACK,
     STATS,
     STREAM_STDIO,
     Empty,
@@ -36,7 +37,8 @@ class Services:
     """The internal services of one plugin.
 
     Args: ``describe`` gives the JSON of the interfaces, ``stats`` that of the counters; ``shutdown`` is told, once or more, that the
-    host wants the end; ``stdio`` has (STDOUT or STDERR, bytes) for a host that streams them, None when there is nothing to stream.
+    host wants the end; ``stack`` says where the call of that number is; ``stdio`` has (STDOUT or STDERR, bytes) for a host that streams
+    them, None when there is nothing to stream.
     Handlers run on the engine's threads; ``end`` may be called from any.
     """
 
@@ -45,11 +47,13 @@ class Services:
         describe: Callable[[], str],
         stats: Callable[[], str],
         shutdown: Callable[[], None],
+        stack: Callable[[str], str],
         stdio: queue.Queue[tuple[int, bytes] | None] | None = None,
     ) -> None:
         self._describe = describe
         self._stats = stats
         self._shutdown = shutdown
+        self._stack = stack
         self._stdio = stdio
         self._ended = False
         self._held: set[threading.Event] = set()
@@ -64,6 +68,7 @@ class Services:
             SHUTDOWN: Handler(unary, self._stop, Empty.FromString, Empty.SerializeToString),
             STREAM_STDIO: Handler(stream, self._stream, Empty.FromString, StdioData.SerializeToString),
             DESCRIBE: Handler(unary, lambda request, context: Json(json=self._describe()), Empty.FromString, Json.SerializeToString),
+            STACK: Handler(unary, lambda request, context: Json(json=self._stack(request.json)), Json.FromString, Json.SerializeToString),
             STATS: Handler(unary, lambda request, context: Json(json=self._stats()), Empty.FromString, Json.SerializeToString),
         }
 

@@ -1,0 +1,153 @@
+"""Where the Python code of a process is: asked of the interpreter, and, when C code holds the GIL, of faulthandler's signal handler.
+
+Several ways were tried, docs/decisions/2026-11-26-plugin-stack.md. This one uses public interfaces only: the plugin registers faulthandler
+on a real-time signal that nobody uses, with a pipe whose other end the host opens. The host raises the signal, through the pidfd, only
+when the kernel says that the plugin catches it: a signal that is not caught would end the plugin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import select
+import signal
+import stat
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+__all__ = ["NOT_RUNNING", "DumpWriter", "given_up", "process_state", "read_dump", "stack_of"]
+
+# A recursion of thousands of frames says what it says in the innermost ones.
+FRAMES_MAX = 100
+# In front of the stack of a thread that has other things to do.
+NOT_RUNNING = "(The call has not begun, or is over.)\n"
+# What one dump may be: faulthandler writes at most 100 threads of 100 frames.
+DUMP_BYTES_MAX = 256 * 1024
+# faulthandler writes line by line from one signal handler: a gap this long is the end of it.
+DUMP_GAP_S = 0.005
+# Between the thread's start and the handler: the package's frames that serve.
+_SERVING = tuple(str(Path(__file__).parents[1] / name) for name in ("protocols", "server.py"))
+
+
+def stack_of(frame: FrameType | None) -> str:
+    """The stack that ends in ``frame``, innermost last as in a traceback, without fastplug's own frames at its outer end."""
+    entries = traceback.extract_stack(frame, FRAMES_MAX) if frame is not None else []
+    first = next((i for i in reversed(range(len(entries))) if entries[i].filename.startswith(_SERVING)), -1) + 1
+    return "".join(traceback.format_list(entries[first:] or entries))
+
+
+def given_up(thread: int, cancel: Callable[[], bool]) -> str:
+    """Cancels a call that ``thread`` runs or is to run (``cancel`` says which), and tells where that thread was before it heard of it."""
+    frame = sys._current_frames().get(thread)
+    runs = cancel()
+    return ("" if runs else NOT_RUNNING) + stack_of(frame)
+
+
+class DumpWriter:
+    """The plugin's end: a pipe, and the signal that makes faulthandler write to it. Raises OSError without descriptors.
+
+    Nothing is sent to the host but the two numbers: it opens the pipe under /proc when it needs it, so that it keeps none.
+    """
+
+    def __init__(self) -> None:
+        self.signal = _unused_signal()
+        self.reader_fd, self._writer_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # a full pipe must not hold up the signal handler
+        faulthandler.register(self.signal, self._writer_fd, all_threads=True)
+
+    def close(self) -> None:
+        """Idempotent. The signal is ignored from now on: a host that raises it late must not end this process."""
+        if self._writer_fd >= 0:
+            faulthandler.unregister(self.signal)
+            with contextlib.suppress(ValueError):  # not on the main thread: then the default stays, and the host looks before it signals
+                signal.signal(self.signal, signal.SIG_IGN)
+            os.close(self.reader_fd)
+            os.close(self._writer_fd)
+            self.reader_fd = self._writer_fd = -1
+
+
+def _unused_signal() -> int:
+    """From the top, where programs and C libraries take none."""
+    for number in range(signal.SIGRTMAX - 1, signal.SIGRTMIN, -1):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            return number
+    raise OSError("every real-time signal is in use")
+
+
+def read_dump(pid: int, number: int, fd: int, timeout_s: float) -> str:
+    """What faulthandler in the plugin ``pid`` writes of all its threads; empty when nothing comes in time.
+
+    Args:
+        pid: a process of this user, not reaped yet.
+        number, fd: what its DumpWriter says.
+    """
+    until = time.monotonic() + timeout_s
+    try:
+        with contextlib.ExitStack() as stack:
+            pidfd = os.pidfd_open(pid)
+            stack.callback(os.close, pidfd)
+            pipe = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            stack.callback(os.close, pipe)
+            if not stat.S_ISFIFO(os.fstat(pipe).st_mode) or not _catches(pid, number):
+                return ""
+            _take(pipe)  # what an earlier question left
+            signal.pidfd_send_signal(pidfd, number)
+            return _without_own_threads(_gathered(pipe, until).decode(errors="replace"))
+    except OSError:  # it has ended, or /proc does not show it
+        return ""
+
+
+def _gathered(pipe: int, until: float) -> bytes:
+    poller = select.poll()
+    poller.register(pipe, select.POLLIN)
+    found = b""
+    while len(found) < DUMP_BYTES_MAX and (left := until - time.monotonic()) > 0:
+        if poller.poll(min(left, DUMP_GAP_S if found else left) * 1000):
+            more = _take(pipe)
+            if not more:
+                break
+            found += more
+        elif found:
+            break
+    return found
+
+
+def _take(pipe: int) -> bytes:
+    try:
+        return os.read(pipe, DUMP_BYTES_MAX)
+    except BlockingIOError:
+        return b""
+
+
+def _without_own_threads(dump: str) -> str:
+    """faulthandler's text without the thread that only watches descriptors for fastplug. An empty line parts the threads."""
+    return "\n\n".join(thread for thread in dump.strip().split("\n\n") if "/fastplug/shm/watcher.py" not in thread)
+
+
+def _status(pid: int) -> dict[str, str]:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal. Not so after exec(), which would make the signal deadly."""
+    return bool(int(_status(pid).get("SigCgt", "0"), 16) >> (number - 1) & 1)
+
+
+def process_state(pid: int) -> str:
+    """Why a process says nothing, in words; empty when the kernel sees no reason."""
+    letter = _status(pid).get("State", "X")[:1]
+    return {
+        "T": "the process is stopped (SIGSTOP, or Ctrl-Z)",
+        "t": "the process is stopped by a debugger",
+        "D": "the process waits in the kernel and cannot be interrupted",
+        "Z": "the process has ended",
+        "X": "the process has ended",
+    }.get(letter, "")

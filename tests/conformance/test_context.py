@@ -1,0 +1,149 @@
+"""What a handler learns of its call, and what a caller that gave up learns of the handler."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.conformance.conftest import Gate, started
+from tests.plugins.context_api import Contexts
+from tests.plugins.context_plugin import ContextPlugin
+
+import fastplug
+
+SHORT_S = 0.2
+LONG_S = 3600.0
+
+
+@pytest.fixture(scope="module")
+def client(transport: str) -> Iterator[fastplug.Client]:
+    with started(transport, ContextPlugin) as client:
+        client.ping()  # gRPC connects with its first call
+        yield client
+
+
+@pytest.fixture
+def plugin(client: fastplug.Client) -> Contexts:
+    return client.dispense(Contexts)
+
+
+def test_metadata_reaches_the_handler(plugin: Contexts) -> None:
+    assert plugin.metadata() == {}
+    with fastplug.metadata({"trace-id": "4bf9 2f!"}, tenant="acme"):
+        assert plugin.metadata() == {"trace-id": "4bf9 2f!", "tenant": "acme"}
+        with fastplug.metadata(tenant="other", empty=""):
+            assert plugin.metadata() == {"trace-id": "4bf9 2f!", "tenant": "other", "empty": ""}
+            assert plugin.add(2, 3) == 5
+        assert plugin.metadata() == {"trace-id": "4bf9 2f!", "tenant": "acme"}
+    assert plugin.metadata() == {}
+    with fastplug.metadata({f"k{i}": "v" * 100 for i in range(60)}):
+        assert len(plugin.metadata()) == 60
+
+
+def test_the_remaining_time_reaches_the_handler(plugin: Contexts) -> None:
+    assert plugin.remaining_s() is None
+    assert not plugin.cancelled()
+    with fastplug.deadline(after_s=LONG_S):
+        remaining_s = plugin.remaining_s()
+        assert remaining_s is not None
+        assert LONG_S - 60 < remaining_s <= LONG_S * 1.01  # grpcio rounds up
+        assert not plugin.cancelled()
+
+
+def test_a_deadline_reaches_a_handler_that_runs_and_its_stack_comes_back(plugin: Contexts, gate: Gate) -> None:
+    with pytest.raises(fastplug.DeadlineExceeded) as caught, fastplug.deadline(after_s=SHORT_S):
+        plugin.sleep_until_cancelled(gate.path)
+    gate.open()
+    assert plugin.seen() == ["callback", "cancelled True"]
+    assert caught.value.plugin_stack.splitlines()[0].endswith("in sleep_until_cancelled")
+    assert "in pass_gate" in caught.value.plugin_stack
+    assert caught.value.no_stack == ""
+    assert "Where the plugin was" in str(caught.value)
+    assert plugin.add(1, 1) == 2
+
+
+def test_ctrl_c_reaches_a_handler_that_runs(plugin: Contexts, gate: Gate) -> None:
+    gate.open()
+    main = threading.main_thread().ident
+    assert main is not None
+    sender = threading.Thread(target=lambda: (gate.wait_entered(), signal.pthread_kill(main, signal.SIGINT)))
+    sender.start()
+    with pytest.raises(KeyboardInterrupt):
+        plugin.sleep_until_cancelled(gate.path)
+    sender.join()
+    assert plugin.seen() == ["callback", "cancelled True"]
+
+
+def test_a_call_that_was_given_up_before_its_handler_began_does_not_begin(plugin: Contexts, gate: Gate) -> None:
+    with pytest.raises(fastplug.DeadlineExceeded) as first, fastplug.deadline(after_s=SHORT_S):
+        plugin.sleep_until_cancelled(gate.path)
+    assert "pass_gate" in first.value.plugin_stack
+    with pytest.raises(fastplug.DeadlineExceeded) as second, fastplug.deadline(after_s=SHORT_S):
+        plugin.sleep_until_cancelled(gate.path)
+    assert "has not begun" in second.value.plugin_stack
+    assert "pass_gate" in second.value.plugin_stack, "what keeps it from beginning"
+    gate.open()
+    assert plugin.seen() == ["callback", "cancelled True"], "of the first alone"
+
+
+@pytest.mark.transports("shm", "socket", "grpc")
+def test_the_stack_also_while_c_code_holds_the_gil(transport: str, gate: Gate) -> None:
+    with started(transport, ContextPlugin) as client:
+        plugin = client.dispense(Contexts)
+        gate.open()
+        with pytest.raises(fastplug.DeadlineExceeded) as caught, fastplug.deadline(after_s=SHORT_S):
+            plugin.hold_the_gil(gate.path, 10**12)
+        if transport == "grpc":
+            assert "C code holds its GIL" in caught.value.no_stack
+        else:
+            assert "in hold_the_gil" in caught.value.plugin_stack
+            assert "C code holds the GIL" in caught.value.plugin_stack
+        assert not client.exited
+
+
+@pytest.mark.transports("shm", "socket", "grpc")
+def test_a_stopped_process_has_no_stack_and_it_is_said(transport: str) -> None:
+    with started(transport, ContextPlugin) as client:
+        plugin = client.dispense(Contexts)
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(fastplug.DeadlineExceeded) as caught, fastplug.deadline(after_s=SHORT_S):
+                plugin.add(1, 2)
+        finally:
+            os.kill(client.pid, signal.SIGCONT)
+        assert caught.value.plugin_stack == ""
+        assert "is stopped" in caught.value.no_stack
+        assert caught.value.no_stack in str(caught.value)
+        assert plugin.add(1, 2) == 3
+
+
+def test_outside_of_a_handler_there_is_no_context() -> None:
+    with pytest.raises(fastplug.LocalProtocolError, match="for handlers"):
+        fastplug.context()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"Upper": "x"},
+        {"": "x"},
+        {"grpc-timeout": "1"},
+        {"fastplug-host": "1"},
+        {"raw-bin": "x"},
+        {"key": "é"},
+        {"key": " x"},
+        {"key": "a\nb"},
+        {"key": "x" * 9000},
+        {f"k{i}": "" for i in range(65)},
+    ],
+)
+def test_metadata_that_some_protocol_cannot_carry_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(fastplug.ConfigError, match="metadata"), fastplug.metadata(wrong):
+        pass
+    not_a_text: Callable[..., object] = fastplug.metadata
+    with pytest.raises(fastplug.ConfigError), not_a_text(number=3):  # type: ignore[attr-defined]
+        pass

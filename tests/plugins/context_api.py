@@ -1,0 +1,29 @@
+"""What a handler learns of its call."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import fastplug
+
+__all__ = ["Contexts"]
+
+
+@fastplug.interface("test.context/1")
+class Contexts(Protocol):
+    def metadata(self) -> dict[str, str]: ...
+    def remaining_s(self) -> float | None: ...
+    def cancelled(self) -> bool: ...
+    def sleep_until_cancelled(self, path: str) -> bool:
+        """Says at the gate that it is here (the gate must be open), and waits for the caller to give up."""
+        ...
+
+    def seen(self) -> list[str]:
+        """What handlers whose answer nobody waited for have seen, since the last time."""
+        ...
+
+    def hold_the_gil(self, path: str, count: int) -> int:
+        """Says at the gate that it is here (the gate must be open), then runs C code that lets no other thread run."""
+        ...
+
+    def add(self, x: int, y: int) -> int: ...

@@ -1,0 +1,49 @@
+"""Handlers that look at their call."""
+
+from __future__ import annotations
+
+from tests.plugins.context_api import Contexts
+from tests.plugins.gate import pass_gate
+
+import fastplug
+
+__all__ = ["ContextPlugin"]
+
+# A watchdog: the test gives the call up long before.
+TIMEOUT_S = 60.0
+
+
+class ContextPlugin(Contexts):
+    def __init__(self) -> None:
+        self._seen: list[str] = []
+
+    def metadata(self) -> dict[str, str]:
+        return dict(fastplug.context().metadata)
+
+    def remaining_s(self) -> float | None:
+        return fastplug.context().remaining_s
+
+    def cancelled(self) -> bool:
+        return fastplug.context().cancelled
+
+    def sleep_until_cancelled(self, path: str) -> bool:
+        context = fastplug.context()
+        context.add_cancel_callback(lambda: self._seen.append("callback"))
+        pass_gate(path)
+        woken = context.wait(TIMEOUT_S)
+        try:
+            context.check()
+        except fastplug.Cancelled:
+            self._seen.append(f"cancelled {woken}")
+        return woken
+
+    def seen(self) -> list[str]:
+        found, self._seen = self._seen, []
+        return sorted(found)
+
+    def hold_the_gil(self, path: str, count: int) -> int:
+        pass_gate(path)
+        return sum(range(count))
+
+    def add(self, x: int, y: int) -> int:
+        return x + y
