@@ -18,10 +18,36 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from fastplug.api import Options, ServeOptions, Spec, client_of, empty, open, proto_of, serve, start  # noqa: A004  the word of the field
+    from fastplug.api import (
+        Options,
+        ServeOptions,
+        Spec,
+        client_of,
+        empty,
+        open,  # noqa: A004  the word of the field
+        proto_of,
+        reattach,
+        serve,
+        serve_mux,
+        start,
+    )
     from fastplug.broker import BrokerListener, BrokerServer, GRPCBroker
     from fastplug.client import Client
-    from fastplug.config import DEFAULT_HANDSHAKE, ClientConfig, Curve, HandshakeConfig, OnHostExit, ServeConfig, Target, Tls, Transport
+    from fastplug.config import (
+        DEFAULT_HANDSHAKE,
+        ByteSink,
+        ClientConfig,
+        Curve,
+        HandshakeConfig,
+        Network,
+        OnHostExit,
+        ServeConfig,
+        ServeTestConfig,
+        Target,
+        Tls,
+        Transport,
+        UnixSocketConfig,
+    )
     from fastplug.contexts import Context, context, metadata
     from fastplug.deadlines import deadline
     from fastplug.errors import (
@@ -52,16 +78,23 @@ if TYPE_CHECKING:
         UnsupportedProtocol,
     )
     from fastplug.interfaces import interface, optional
+    from fastplug.life import cleanup_clients
     from fastplug.plugin import GRPCPlugin, InterfacePlugin, Plugin, PluginSet, grpc_plugin
-    from fastplug.process.runner import Runner, RunnerFactory
+    from fastplug.process.discovery import discover
+    from fastplug.process.runner import AddressTranslator, AttachedRunner, Detachable, Runner, RunnerFactory
+    from fastplug.reattach_config import ReattachConfig, format_reattach, parse_reattach
+    from fastplug.secure import SecureConfig
 
 __all__ = [
     "DEFAULT_HANDSHAKE",
+    "AddressTranslator",
     "ArenaExhausted",
     "ArgumentError",
+    "AttachedRunner",
     "BrokerListener",
     "BrokerServer",
     "BrokerTimeout",
+    "ByteSink",
     "Cancelled",
     "ChecksumMismatch",
     "Client",
@@ -72,6 +105,7 @@ __all__ = [
     "CopyRequired",
     "Curve",
     "DeadlineExceeded",
+    "Detachable",
     "GRPCBroker",
     "GRPCPlugin",
     "HandshakeConfig",
@@ -81,6 +115,7 @@ __all__ = [
     "InterfaceMismatch",
     "InterfacePlugin",
     "LocalProtocolError",
+    "Network",
     "OnHostExit",
     "Options",
     "Plugin",
@@ -89,55 +124,85 @@ __all__ = [
     "PluginSet",
     "ProcessNotFound",
     "ProtocolError",
+    "ReattachConfig",
     "RemoteError",
     "RemoteProtocolError",
     "ResultError",
     "RpcError",
     "Runner",
     "RunnerFactory",
+    "SecureConfig",
     "ServeConfig",
     "ServeOptions",
+    "ServeTestConfig",
     "Spec",
     "StartError",
     "Target",
     "Tls",
     "TlsRefused",
     "Transport",
+    "UnixSocketConfig",
     "UnsupportedProtocol",
+    "cleanup_clients",
     "client_of",
     "context",
     "deadline",
+    "discover",
     "empty",
+    "format_reattach",
     "grpc_plugin",
     "interface",
     "metadata",
     "open",
     "optional",
+    "parse_reattach",
     "proto_of",
+    "reattach",
     "serve",
+    "serve_mux",
     "start",
 ]
 
 _PLACES = {
-    "fastplug.api": ("Options", "ServeOptions", "Spec", "client_of", "empty", "open", "proto_of", "serve", "start"),
     "fastplug.broker": ("BrokerListener", "BrokerServer", "GRPCBroker"),
+    "fastplug.api": (
+        "Options",
+        "ServeOptions",
+        "Spec",
+        "client_of",
+        "empty",
+        "open",
+        "proto_of",
+        "reattach",
+        "serve",
+        "serve_mux",
+        "start",
+    ),
     "fastplug.client": ("Client",),
     "fastplug.config": (
         "DEFAULT_HANDSHAKE",
+        "ByteSink",
         "ClientConfig",
         "Curve",
         "HandshakeConfig",
+        "Network",
         "OnHostExit",
         "ServeConfig",
+        "ServeTestConfig",
         "Target",
         "Tls",
         "Transport",
+        "UnixSocketConfig",
     ),
     "fastplug.contexts": ("Context", "context", "metadata"),
     "fastplug.deadlines": ("deadline",),
+    "fastplug.reattach_config": ("ReattachConfig", "format_reattach", "parse_reattach"),
     "fastplug.interfaces": ("interface", "optional"),
     "fastplug.plugin": ("GRPCPlugin", "InterfacePlugin", "Plugin", "PluginSet", "grpc_plugin"),
-    "fastplug.process.runner": ("Runner", "RunnerFactory"),
+    "fastplug.life": ("cleanup_clients",),
+    "fastplug.secure": ("SecureConfig",),
+    "fastplug.process.discovery": ("discover",),
+    "fastplug.process.runner": ("AddressTranslator", "AttachedRunner", "Detachable", "Runner", "RunnerFactory"),
 }
 
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
+from typing import IO, TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
 
 from fastplug.config import (
     DEFAULT_HANDSHAKE,
+    ByteSink,
     ClientConfig,
     Curve,
     HandshakeConfig,
+    Network,
     OnHostExit,
     ServeConfig,
+    ServeTestConfig,
     Target,
     Tls,
     Transport,
+    UnixSocketConfig,
 )
 from fastplug.errors import ConfigError
 
@@ -28,9 +33,11 @@ if TYPE_CHECKING:
 
     from fastplug.client import Client
     from fastplug.plugin import PluginSet
-    from fastplug.process.runner import RunnerFactory
+    from fastplug.process.runner import AttachedRunner, RunnerFactory
+    from fastplug.reattach_config import ReattachConfig
+    from fastplug.secure import SecureConfig
 
-__all__ = ["Options", "ServeOptions", "Spec", "client_of", "empty", "open", "proto_of", "serve", "start"]
+__all__ = ["Options", "ServeOptions", "Spec", "client_of", "empty", "open", "proto_of", "reattach", "serve", "serve_mux", "start"]
 
 T = TypeVar("T")
 
@@ -54,6 +61,14 @@ class Options(TypedDict, total=False):
     arena_limit_bytes: int | None
     strict_zero_copy: bool
     logger: logging.Logger | None
+    stdin: IO[Any] | int | None
+    stderr: ByteSink | None
+    log_buffer_bytes: int
+    min_port: int
+    max_port: int
+    unix_socket: UnixSocketConfig | None
+    secure: SecureConfig | None
+    managed: bool
     runner: RunnerFactory | None
     auto_mtls: bool
     mtls_curve: Curve
@@ -61,10 +76,11 @@ class Options(TypedDict, total=False):
     grpc_engine: str
     grpc_dial_options: Sequence[tuple[str, Any]]
     broker_timeout_s: float
+    reattach_runner: Callable[[ReattachConfig], AttachedRunner] | None
 
 
 class ServeOptions(TypedDict, total=False):
-    """What ``serve`` takes beside the sets: the fields of ServeConfig that are about gRPC, where each is described."""
+    """What ``serve`` takes beside the sets: the further fields of ServeConfig, where each is described."""
 
     tls_provider: Callable[[], Tls] | None
     mtls_curve: Curve
@@ -72,6 +88,8 @@ class ServeOptions(TypedDict, total=False):
     grpc_interceptors: Sequence[Any]
     grpc_options: Sequence[tuple[str, Any]]
     broker_timeout_s: float
+    network: Network
+    test: ServeTestConfig | None
 
 
 def start(target: Target, **options: Unpack[Options]) -> Client:
@@ -87,6 +105,21 @@ def start(target: Target, **options: Unpack[Options]) -> Client:
     from fastplug.client import Client
 
     return Client(ClientConfig(target=target, **options)).start()
+
+
+def reattach(config: ReattachConfig, **options: Unpack[Options]) -> Client:
+    """Connects to a plugin that runs already; use it with ``with``, or call ``kill()`` or ``detach()``.
+
+    Args:
+        config: from ``client.reattach_config()``, ``client.detach()``, a plugin in test mode, or ``parse_reattach``.
+        options: fields of ClientConfig by name. Those that say how to start a process have no effect.
+
+    Raises:
+        ProcessNotFound: it has ended. HandshakeError and its kin: it is not a plugin that this host can talk to.
+    """
+    from fastplug.client import Client
+
+    return Client(ClientConfig(reattach=config, **options)).start()
 
 
 @contextlib.contextmanager
@@ -125,7 +158,7 @@ def serve(
         handshake: cookie and application version.
         on_host_exit: "stop" or "stay", when the host is gone.
         arena_limit_bytes: most shared memory for results.
-        options: further fields of ServeConfig by name, such as grpc_interceptors, tls_provider.
+        options: further fields of ServeConfig by name, such as network, test, grpc_interceptors, tls_provider.
 
     Raises:
         ConfigError: an interface is not implemented; which method.
@@ -147,6 +180,30 @@ def serve(
             **options,
         )
     )
+
+
+def serve_mux(plugins: Mapping[str, ServeConfig | Callable[[], object]]) -> None:
+    """Several plugins in one program: the first argument on the command line says which one is served (go-plugin: ServeMux).
+
+    Args:
+        plugins: name -> what to serve: a ServeConfig, or a function that calls ``serve``.
+
+    Raises:
+        SystemExit: 1, when there is not exactly one argument, or it names none of them.
+    """
+    if len(sys.argv) != 2:
+        sys.stderr.write("Invoked improperly. This is an internal command that shouldn't\nbe manually invoked.\n")
+        raise SystemExit(1)
+    chosen = plugins.get(sys.argv[1])
+    if chosen is None:
+        sys.stderr.write(f"Unknown plugin: {sys.argv[1]}\n")
+        raise SystemExit(1)
+    if isinstance(chosen, ServeConfig):
+        from fastplug.server import serve_config
+
+        serve_config(chosen)
+    else:
+        chosen()
 
 
 def client_of(handle: object) -> Client:

@@ -8,19 +8,37 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fastplug.errors import ConfigError
 
 if TYPE_CHECKING:
     import logging
+    import threading
 
     from fastplug.plugin import PluginSet
+    from fastplug.reattach_config import ReattachConfig
+    from fastplug.secure import SecureConfig
 
-__all__ = ["DEFAULT_HANDSHAKE", "ClientConfig", "Curve", "HandshakeConfig", "OnHostExit", "ServeConfig", "Target", "Tls", "Transport"]
+__all__ = [
+    "DEFAULT_HANDSHAKE",
+    "ByteSink",
+    "ClientConfig",
+    "Curve",
+    "HandshakeConfig",
+    "Network",
+    "OnHostExit",
+    "ServeConfig",
+    "ServeTestConfig",
+    "Target",
+    "Tls",
+    "Transport",
+    "UnixSocketConfig",
+]
 
 Transport = Literal["auto", "shm", "socket", "grpc", "inproc"]
 OnHostExit = Literal["stop", "stay"]
+Network = Literal["unix", "tcp"]
 Target = str | PathLike[str] | Sequence[str]
 
 Curve = Literal["P-256", "P-384", "P-521"]
@@ -38,6 +56,14 @@ STOP_TIMEOUT_S = 2.0
 PING_TIMEOUT_S = 10.0
 # go-plugin waits 5 s in its broker, for either side to come.
 BROKER_TIMEOUT_S = 5.0
+# go-plugin's MinPort and MaxPort, for plugins that listen on TCP.
+MIN_PORT = 10000
+MAX_PORT = 25000
+# go-plugin's PluginLogBufferSize, and hclog's longest line: what is longer is no JSON any more.
+LOG_BUFFER_BYTES = 64 * 1024
+# A line in pieces of a few bytes is no log; a buffer of more than this is a mistake of units.
+LOG_BUFFER_BYTES_MIN = 256
+LOG_BUFFER_BYTES_MAX = 64 << 20
 # blocks() without any progress for this long: the reader holds on to them, and an error that names it helps more than waiting.
 BLOCKS_TIMEOUT_S = 10.0
 
@@ -105,6 +131,31 @@ def _known_curve(curve: str) -> None:
         raise ConfigError(f"there is no curve {curve!r} for certificates; choose one of {', '.join(CURVES)}")
 
 
+class ByteSink(Protocol):
+    """What takes a copy of a plugin's stderr: a binary file, ``sys.stderr.buffer``."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class UnixSocketConfig:
+    """Where plugins make their Unix sockets, and who else may connect (go-plugin: UnixSocketConfig).
+
+    Args:
+        group: name or number of the group that the plugin gives its socket to, mode 0660; the plugin's user has to be in it. The directory
+            gets it, too, mode 0770. None leaves both to the user alone (0600, 0700).
+        temp_dir: where the directory for the sockets is made; by default where Python makes temporary files. A socket's path may have 107
+            bytes, so it has to be a short one.
+    """
+
+    group: str | None = None
+    temp_dir: str | PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.group is not None and (not self.group or "\0" in self.group):
+            raise ConfigError(f"UnixSocketConfig(group=) is the name or number of a group, got {self.group!r}")
+
+
 def _positive(name: str, value: float) -> None:
     if not value > 0:
         raise ConfigError(f"{name} must be positive, got {value!r}")
@@ -118,12 +169,13 @@ class ClientConfig:
         target: a script, an argv, an entry point, a program on PATH, or ``module:Class`` for in-process.
         handshake: cookie and application version.
         plugins: what may be dispensed by name; interfaces need no entry.
-        versioned_plugins: application version -> plugin set.
+        versioned_plugins: application version -> plugin set. The handshake's version is offered beside them only if ``plugins`` is given.
         transport: "auto" negotiates; the others force one, and the handshake fails when the plugin cannot.
         allowed_protocols: protocols a plugin may answer with.
         python: interpreter, or virtual environment directory, that runs a ``.py`` target.
-        env: added to the inherited environment, and wins over it.
+        env: added to the inherited environment, and wins over it (in go-plugin the host's own wins).
         inherit_env: False starts from an empty environment (go-plugin: SkipHostEnv).
+        stdin: an open file or descriptor for the plugin's stdin; by default the host's own, as in go-plugin.
         cwd: working directory of the plugin.
         name: for logs and errors; by default the file or program name.
         start_timeout_s, connect_timeout_s, stop_timeout_s: bounds in seconds.
@@ -137,9 +189,20 @@ class ClientConfig:
         grpc_engine: what carries gRPC: "auto" or an engine's name ("grpcio").
         grpc_dial_options: as for ``grpc.insecure_channel``, for ``client.channel``; they win over fastplug's own.
         broker_timeout_s: how long ``client.broker`` waits for the plugin, in seconds (go-plugin: 5).
+        stderr: gets a copy of all that the plugin writes to stderr, byte by byte (go-plugin: Stderr). It is called on the thread that
+            drains the plugin: one that blocks holds up this plugin's log, and one that raises is not called again.
+        log_buffer_bytes: longest line of a plugin's log; a longer one comes in pieces (go-plugin: PluginLogBufferSize).
+        min_port, max_port: where a plugin that listens on TCP may listen; 0 and 0 for any port.
+        unix_socket: directory and group of the plugin's Unix sockets.
+        secure: what the plugin's file must be. See SecureConfig.
+        managed: ended by ``cleanup_clients()``, at the exit of the interpreter, and when this process is killed. False leaves it running
+            then, as go-plugin does by default; a fastplug plugin has to be served with ``on_host_exit="stay"`` for that.
+        runner: makes what starts the process. See Runner.
+        reattach: the plugin runs already; ``target`` is then None. See ReattachConfig.
+        reattach_runner: finds a running plugin that has no process on this machine (go-plugin: ReattachFunc).
     """
 
-    target: Target
+    target: Target | None = None
     handshake: HandshakeConfig = DEFAULT_HANDSHAKE
     plugins: PluginSet | None = None
     versioned_plugins: Mapping[int, PluginSet] | None = None
@@ -156,6 +219,14 @@ class ClientConfig:
     arena_limit_bytes: int | None = None
     strict_zero_copy: bool = False
     logger: logging.Logger | None = None
+    stdin: Any = None
+    stderr: ByteSink | None = None
+    log_buffer_bytes: int = LOG_BUFFER_BYTES
+    min_port: int = MIN_PORT
+    max_port: int = MAX_PORT
+    unix_socket: UnixSocketConfig | None = None
+    secure: SecureConfig | None = None
+    managed: bool = True
     runner: Callable[..., Any] | None = None
     auto_mtls: bool = False
     mtls_curve: Curve = "P-256"
@@ -163,8 +234,17 @@ class ClientConfig:
     grpc_engine: str = "auto"
     grpc_dial_options: Sequence[tuple[str, Any]] = ()
     broker_timeout_s: float = BROKER_TIMEOUT_S
+    reattach: ReattachConfig | None = None
+    reattach_runner: Callable[[ReattachConfig], Any] | None = None
 
     def __post_init__(self) -> None:
+        self._check_how()
+        if not 0 <= self.min_port <= self.max_port <= 65535:
+            raise ConfigError(f"min_port and max_port are a range of ports from 0 to 65535, got {self.min_port!r} and {self.max_port!r}")
+        if not LOG_BUFFER_BYTES_MIN <= self.log_buffer_bytes <= LOG_BUFFER_BYTES_MAX:
+            raise ConfigError(
+                f"log_buffer_bytes must be from {LOG_BUFFER_BYTES_MIN} to {LOG_BUFFER_BYTES_MAX}, got {self.log_buffer_bytes!r}"
+            )
         if self.transport not in TRANSPORTS:
             raise ConfigError(f"transport must be one of {', '.join(TRANSPORTS)}; got {self.transport!r}")
         for name in ("start_timeout_s", "connect_timeout_s", "stop_timeout_s", "broker_timeout_s"):
@@ -185,11 +265,45 @@ class ClientConfig:
             if not key or "=" in key or "\0" in key + value:
                 raise ConfigError(f"env maps names to values, without NUL or '=' in names; got {key!r}: {value!r}")
 
+    def _check_how(self) -> None:
+        """To start or to attach. The texts are go-plugin's where it has some."""
+        if (self.target is None) == (self.reattach is None):
+            raise ConfigError("exactly one of target, or reattach must be set: what to start, or what runs already")
+        if self.reattach is None:
+            if self.reattach_runner is not None:
+                raise ConfigError("reattach_runner= finds a plugin that reattach= describes; there is no reattach=")
+            return
+        if self.auto_mtls:
+            raise ConfigError(
+                "auto_mtls cannot be used with reattach=: its certificates are made for one start. Give certificates with tls="
+            )
+        if self.secure is not None:
+            raise ConfigError("only one of Reattach or SecureConfig can be set: the file of a running plugin cannot be checked any more")
+        if self.runner is not None:
+            raise ConfigError("runner= starts a plugin, reattach= names one that runs: give one of them (or reattach_runner=)")
+        if self.transport not in ("auto", "grpc"):
+            raise ConfigError(f"a running plugin is attached to over its listener, not with transport={self.transport!r}")
+
     def offered_versions(self) -> dict[int, PluginSet]:
         """Application version -> plugin set, as go-plugin makes it: ``plugins`` is the handshake's version, unless that is versioned."""
         versions = dict(self.versioned_plugins or {})
-        versions.setdefault(self.handshake.protocol_version, self.plugins or {})
+        if self.plugins is not None or not versions:
+            versions.setdefault(self.handshake.protocol_version, self.plugins or {})
         return versions
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ServeTestConfig:
+    """Serves without a host, for tests and debuggers (go-plugin: ServeTestConfig). No cookie is asked for, no line is printed, stdout,
+    logging and signals stay as they are; gRPC is spoken.
+
+    Args:
+        ready: called once with the ReattachConfig under which the plugin is reached.
+        cancel: ends ``serve()`` when it is set; None serves until the process ends or, in the main thread, Ctrl-C.
+    """
+
+    ready: Callable[[ReattachConfig], object]
+    cancel: threading.Event | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +322,9 @@ class ServeConfig:
         grpc_engine: what carries gRPC: "auto" or an engine's name ("grpcio").
         grpc_interceptors, grpc_options: as for ``grpc.server``; they see the calls of fastplug's own services, too.
         broker_timeout_s: how long a ``GRPCBroker`` waits for the host, in seconds (go-plugin: 5).
+        network: where a plugin that speaks gRPC listens: "unix", or "tcp" on 127.0.0.1 in the host's port range, which any user of the
+            machine can reach.
+        test: serve without a host. See ServeTestConfig.
     """
 
     plugins: PluginSet | None = None
@@ -221,10 +338,14 @@ class ServeConfig:
     grpc_interceptors: Sequence[Any] = ()
     grpc_options: Sequence[tuple[str, Any]] = ()
     broker_timeout_s: float = BROKER_TIMEOUT_S
+    network: Network = "unix"
+    test: ServeTestConfig | None = None
 
     def __post_init__(self) -> None:
         _positive("broker_timeout_s", self.broker_timeout_s)
         _known_curve(self.mtls_curve)
+        if self.network not in ("unix", "tcp"):
+            raise ConfigError(f"network must be 'unix' or 'tcp', got {self.network!r}")
         if self.on_host_exit not in ("stop", "stay"):
             raise ConfigError(f"on_host_exit must be 'stop' or 'stay', got {self.on_host_exit!r}")
         if self.arena_limit_bytes is not None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
+import secrets
 import select
+import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastplug.certificates import host_identity
 from fastplug.config import ClientConfig
-from fastplug.errors import HandshakeTimeout, PluginDied, PluginError, StartError
-from fastplug.handshake.environment import Choice, Offer, host_environment
+from fastplug.errors import ConfigError, HandshakeError, HandshakeTimeout, PluginDied, PluginError, StartError
+from fastplug.handshake.environment import Choice, Offer, family_marks, host_environment, vouch_message
 from fastplug.handshake.line import HandshakeLine, LineReader
 from fastplug.handshake.negotiation import accept
+from fastplug.process.checksum import Pinned, pin
 from fastplug.process.command import CommandRunner
-from fastplug.process.runner import Runner
+from fastplug.process.runner import AddressTranslator, Runner
 from fastplug.process.stderr import OutputPump
 from fastplug.process.target import Command
 from fastplug.process.warden import warden
@@ -27,6 +32,8 @@ from fastplug.shm._segment import available
 __all__ = ["Launch"]
 
 READ_BYTES = 64 * 1024
+# 64 random bits: no two plugins of a machine share a mark.
+MARK_BYTES = 8
 # go-plugin's words for a wrong cookie; what our plugins print too.
 COOKIE_REFUSED = "This binary is a plugin"
 
@@ -52,13 +59,36 @@ class Launch:
         if config.transport != "grpc" and "fast" in config.allowed_protocols and config.tls is None:
             self.control, self._plugin_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.offer = self._make_offer()
-        self.socket_dir = tempfile.mkdtemp(prefix="plugin-dir")  # go-plugin's own name for it
+        self.mark = secrets.token_hex(MARK_BYTES)
+        self._pinned: Pinned | None = None
+        self.socket_dir = ""
         try:
-            self.runner = self._make_runner(command)
+            self.socket_dir = self._make_socket_dir()
+            if config.secure is not None:
+                self._pinned = pin(command.argv, config.secure)
+            self.runner = self._make_runner(self._pinned or Pinned(command.argv, None, ()))
         except BaseException:
-            Path(self.socket_dir).rmdir()
+            if self.socket_dir:
+                Path(self.socket_dir).rmdir()
             self.release()
             raise
+
+    def _make_socket_dir(self) -> str:
+        """A directory of go-plugin's own name. With a group, the plugin may run as another user of that group."""
+        group = self.config.unix_socket.group if self.config.unix_socket is not None else None
+        parent = self.config.unix_socket.temp_dir if self.config.unix_socket is not None else None
+        try:
+            made = tempfile.mkdtemp(prefix="plugin-dir", dir=parent)
+        except OSError as error:
+            raise ConfigError(f"no directory for the plugin's sockets can be made in {parent or tempfile.gettempdir()}: {error}") from error
+        if group is not None:
+            try:
+                shutil.chown(made, group=int(group) if group.isdecimal() else group)
+                Path(made).chmod(0o770)
+            except (OSError, LookupError) as error:
+                Path(made).rmdir()
+                raise ConfigError(f"group {group!r} of unix_socket= cannot be given the directory of the sockets: {error}") from error
+        return made
 
     def _make_offer(self) -> Offer | None:
         if self._plugin_socket is None:
@@ -68,7 +98,7 @@ class Launch:
             wanted = ("shm", "socket") if available() else ("socket",)
         return Offer(os.getpid(), self._plugin_socket.fileno(), transports=wanted)
 
-    def _make_runner(self, command: Command) -> Runner:
+    def _make_runner(self, command: Pinned) -> Runner:
         config = self.config
         logger = config.logger or logging.getLogger(f"fastplug.plugin.{self.name}")
         env = host_environment(
@@ -78,21 +108,38 @@ class Launch:
             versions=config.offered_versions(),
             offer=self.offer,
             client_cert=self.identity.certificate_pem.decode() if self.identity is not None else None,
+            min_port=config.min_port,
+            max_port=config.max_port,
             socket_dir=self.socket_dir,
+            socket_group=config.unix_socket.group if config.unix_socket is not None else None,
+            family=family_marks(os.environ.get("FASTPLUG_FAMILY", ""), self.mark),
             # print() is INFO: it must reach the last lines that an error shows, also when the logger would drop it
             log_level=min(logger.getEffectiveLevel(), logging.INFO),
         )
         make: Callable[..., Runner] = config.runner or CommandRunner
         fds = (self._plugin_socket.fileno(),) if self._plugin_socket is not None else ()
         cwd = os.fspath(config.cwd) if config.cwd is not None else None
-        return make(command.argv, env=env, cwd=cwd, pass_fds=fds, name=self.name)
+        seldom: dict[str, Any] = {}  # a runner that knows nothing of these is fine until somebody asks for them
+        if config.stdin is not None:
+            seldom["stdin"] = config.stdin if isinstance(config.stdin, int) else config.stdin.fileno()
+        if command.executable is not None:
+            seldom["executable"] = command.executable
+        try:
+            return make(command.argv, env=env, cwd=cwd, pass_fds=(*fds, *command.fds), name=self.name, **seldom)
+        except TypeError as error:
+            if not seldom:
+                raise
+            raise ConfigError(f"the runner {make!r} cannot be used with {' and '.join(seldom)}: {error}") from error
 
     def start(self) -> None:
         """Starts the process, watched by the warden and with its stderr drained. Raises StartError, ConfigError; nothing is left then."""
         try:
+            if self.runner.vouches and self.control is not None and self.offer is not None:
+                self.control.send(vouch_message(self.offer))
             self.runner.start()
-            warden.watch(self.runner, self.socket_dir)
-            self.output = OutputPump(self.name, self.runner.stderr)
+            if self.config.managed:
+                warden.watch(self.runner, self.socket_dir, self.mark)
+            self.output = OutputPump(self.name, self.runner.stderr, line_bytes=self.config.log_buffer_bytes, sink=self.config.stderr)
         except BaseException:
             warden.forget(self.runner)
             self.runner.close()
@@ -101,6 +148,8 @@ class Launch:
             self.output.logger = self.config.logger
         if self._plugin_socket is not None:
             self._plugin_socket.close()
+        if self._pinned is not None:
+            self._pinned.close()
 
     def negotiate(self) -> tuple[HandshakeLine, Choice | None]:
         """The plugin's line, checked against what was offered; its stdout is drained from here on.
@@ -120,7 +169,21 @@ class Launch:
         assert self.output is not None
         before = "".join(f"{line}\n" for line in reader.skipped)  # PYTHONUNBUFFERED flushes every print()
         self.output.drain(self.runner.stdout, before.encode("utf-8", "surrogateescape") + reader.rest)
-        return line, choice
+        return (line if choice is not None else self._translated(line)), choice
+
+    def _translated(self, line: HandshakeLine) -> HandshakeLine:
+        """The line with the address as this host sees it."""
+        if not isinstance(self.runner, AddressTranslator):
+            return line
+        try:
+            network, address = self.runner.plugin_to_host(line.network, line.address)
+        except PluginError:
+            raise
+        except Exception as error:
+            raise HandshakeError(
+                f"the runner of plugin {self.name!r} cannot tell where this host finds {line.network} {line.address}: {error}"
+            ) from error
+        return dataclasses.replace(line, network=network, address=address)
 
     def _read_line(self, reader: LineReader) -> HandshakeLine:
         poller = select.poll()
@@ -161,6 +224,6 @@ class Launch:
 
     def release(self) -> None:
         """Closes the sockets that nobody took over. Idempotent."""
-        for sock in (self.control, self._plugin_socket):
+        for sock in (self.control, self._plugin_socket, self._pinned):
             if sock is not None:
                 sock.close()

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from fastplug.errors import ConfigError
 
@@ -21,9 +21,13 @@ T = TypeVar("T")
 
 
 class Plugin:
-    """Base of everything that stands in a PluginSet. Which protocols can carry it is decided by its subclass."""
+    """Base of everything that stands in a PluginSet.
+
+    Attributes: ``protocols``: the names of those that can carry it, preferred first; its subclass decides.
+    """
 
     __slots__ = ()
+    protocols: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,8 @@ class InterfacePlugin(Plugin, Generic[T]):
         iface: the class decorated with ``@fastplug.interface``.
         implementation: an instance that implements it; None on the host's side.
     """
+
+    protocols = ("fast", "grpc")
 
     iface: Callable[..., T]
     implementation: object = None  # not T: mypy would then take T from here, and refuse the interface
@@ -50,6 +56,8 @@ class GRPCPlugin(Plugin):
 
     Derive from it, or use ``grpc_plugin``. Only gRPC carries it: a plugin whose set has one does not take the offer of the fast protocol.
     """
+
+    protocols = ("grpc",)
 
     def grpc_server(self, broker: GRPCBroker, server: Any) -> None:
         """The plugin's side: adds its servicers to ``server``, which generated ``add_*_to_server`` functions take for a grpc.Server.

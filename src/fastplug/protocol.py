@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["ClientProtocol", "HostContext", "PluginContext", "Protocol", "ServerProtocol", "protocol_named"]
 
 
+Translate = Callable[[str, str], tuple[str, str]]
+
+
+def same_address(network: str, address: str) -> tuple[str, str]:
+    """Host and plugin see the same addresses."""
+    return network, address
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class HostContext:
     """What the client hands to ``Protocol.connect``.
@@ -37,6 +45,8 @@ class HostContext:
         control: the host's end of the control socket when an offer was made; the protocol owns it from here on.
         tls: how to connect; None for no TLS.
         socket_dir: where the host may make sockets for the plugin; goes with the plugin. None: the temporary directory.
+        plugin_to_host, host_to_plugin: network and address as the other side sees them; for the addresses of the broker. They differ
+            only with a runner that is an AddressTranslator.
         pid: of the plugin; None when it is not known or there is none.
         lost: builds the error for a connection that ended: called with the method in flight or None, returns PluginDied or Closed.
             It may wait (bounded) for the process to be reaped, so that the exit code is in the text.
@@ -51,6 +61,8 @@ class HostContext:
     tls: Tls | None = None
     socket_dir: str | None = None
     pid: int | None = None
+    plugin_to_host: Translate = same_address
+    host_to_plugin: Translate = same_address
     lost: Callable[[str | None], Exception]
     implementations: Sequence[tuple[Interface, Any]] = ()
 
@@ -65,6 +77,7 @@ class PluginContext:
         tls: how to meet hosts; None for no TLS.
         plugins: the whole set that is served; what has no interface is for gRPC.
         socket_dir, socket_group: where to make Unix sockets, and for which group (PLUGIN_UNIX_SOCKET_DIR, _GROUP).
+        ports: where to listen with ``config.network="tcp"`` (PLUGIN_MIN_PORT, _MAX_PORT); (0, 0) for any port.
         control: the plugin's end of the control socket when the offer was honoured; the protocol owns it from here on.
         transport, version: of the fast protocol, as chosen.
     """
@@ -75,6 +88,7 @@ class PluginContext:
     plugins: PluginSet = dataclasses.field(default_factory=dict)
     socket_dir: str | None = None
     socket_group: str | None = None
+    ports: tuple[int, int] = (0, 0)
     control: socket.socket | None = None
     transport: str = ""
     version: int = 0

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from fastplug.certificates import plugin_tls
-from fastplug.config import ServeConfig
+from fastplug.config import ServeConfig, ServeTestConfig
 from fastplug.errors import ConfigError
-from fastplug.handshake.environment import Choice, Offer, PluginEnvironment, honour, plugin_environment
+from fastplug.handshake.environment import Choice, Offer, PluginEnvironment, Refusal, honour, is_vouched, plugin_environment
 from fastplug.handshake.line import HandshakeLine
-from fastplug.handshake.negotiation import choose_version, cookie_refusal
+from fastplug.handshake.negotiation import choose_protocols, choose_version, cookie_refusal
 from fastplug.interfaces import Interface
-from fastplug.plugin import GRPCPlugin, InterfacePlugin, PluginSet, served_interfaces, set_up
+from fastplug.plugin import InterfacePlugin, PluginSet, served_interfaces, set_up
 from fastplug.process.stdio import PluginStdio
 from fastplug.process.terminal import enable_debuggers
 from fastplug.protocol import PluginContext, ServerProtocol, protocol_named
+from fastplug.reattach_config import ReattachConfig, format_reattach
 from fastplug.shm._segment import available
 from fastplug.shm.watcher import watcher
 
@@ -35,6 +36,12 @@ _log = logging.getLogger("fastplug.server")
 
 # After the host is gone the call in hand may finish for as long as a host waits after Shutdown (go-plugin: 2 s).
 HOST_GONE_GRACE_S = 2.0
+# How soon test mode notices that it was cancelled. It is for tests and debuggers, where ten looks a second cost nothing.
+CANCEL_LOOK_S = 0.1
+# An offer has at most 256 bytes; as JSON it may need a few times that.
+VOUCH_BYTES_MAX = 2048
+# Set by hand, to serve a program that no host has started.
+ATTACH_VARIABLE = "FASTPLUG_ATTACH"
 # What a process that was told to go, and did not, exits with.
 HOST_GONE_EXIT_CODE = 1
 
@@ -65,8 +72,14 @@ def serve_config(config: ServeConfig) -> None:
         SystemExit: with 1, when this process was not started by a host (no cookie), as go-plugin does.
         ConfigError: a configuration that cannot be served: nothing, or an implementation that lacks a method.
     """
+    if config.test is not None:
+        serve_test(config, config.test)
+        return
     environment = plugin_environment(os.environ, cookie_key=config.handshake.magic_cookie_key)
     refusal = cookie_refusal(config.handshake, environment.cookie)
+    if refusal is not None and os.environ.get(ATTACH_VARIABLE):
+        serve_by_hand(config)
+        return
     if refusal is not None:
         sys.stderr.write(refusal + _started_by_hand(config))
         raise SystemExit(1)
@@ -76,12 +89,12 @@ def serve_config(config: ServeConfig) -> None:
         sys.stderr.write(f"server sent invalid plugin version {item!r}\n")
     versions = config.served_versions()
     version = choose_version(versions, environment.versions)
-    served = served_interfaces(versions[version])
-    if not served and not any(isinstance(plugin, GRPCPlugin) for plugin in versions[version].values()):
-        raise ConfigError("serve() has nothing to serve: pass an implementation of an interface, or plugins=")
+    served = _served(versions[version])
     with contextlib.ExitStack() as stack:
         stdio = PluginStdio(environment.log_level)
         stack.callback(stdio.close)
+        if config.on_host_exit == "stay" and environment.socket_dir:
+            stack.callback(_remove_if_empty, environment.socket_dir)
         stack.callback(enable_debuggers())
         stack.enter_context(set_up(served))  # before the line is printed
         server, name, cert = _make_server(config, environment, versions[version], served)
@@ -93,6 +106,66 @@ def serve_config(config: ServeConfig) -> None:
             server.run()
 
 
+def _remove_if_empty(directory: str) -> None:
+    """The host that made it may be gone."""
+    with contextlib.suppress(OSError):
+        Path(directory).rmdir()
+
+
+def _served(plugins: PluginSet) -> list[tuple[Interface, Any]]:
+    served = served_interfaces(plugins)
+    if not plugins:
+        raise ConfigError("serve() has nothing to serve: pass an implementation of an interface, or plugins=")
+    return served
+
+
+def serve_test(config: ServeConfig, test: ServeTestConfig) -> None:
+    """Serves without a host (go-plugin: test mode): see ServeTestConfig. From any thread. Raises ConfigError."""
+    versions = config.served_versions()
+    version = choose_version(versions, ())
+    served = _served(versions[version])
+    environment = plugin_environment({}, cookie_key=config.handshake.magic_cookie_key)
+    with set_up(served):
+        server, name, _ = _make_server(config, environment, versions[version], served)
+        ended = threading.Event()
+        try:
+            test.ready(ReattachConfig(name, version, server.network, server.address, os.getpid(), test=True))
+            if test.cancel is not None:
+                stopper = threading.Thread(target=_stop_when, args=(test.cancel, ended, server), name="fastplug test mode", daemon=True)
+                stopper.start()
+            server.run()
+        finally:
+            ended.set()
+            server.close()
+
+
+def _stop_when(cancelled: threading.Event, ended: threading.Event, server: ServerProtocol) -> None:
+    while not cancelled.wait(CANCEL_LOOK_S) and not ended.is_set():
+        pass
+    server.stop()
+
+
+def serve_by_hand(config: ServeConfig) -> None:
+    """Serves a program that somebody started at a terminal or under a debugger, until Ctrl-C or SIGTERM, and says how to attach to it."""
+    name = Path(sys.argv[0]).stem or "plugin"
+
+    def ready(reattach: ReattachConfig) -> None:
+        text = format_reattach({name: reattach})
+        print(  # noqa: T201  for the person at the terminal; there is no host
+            f"Plugin {name} waits to be attached to. From Python:\n\n"
+            f"    fastplug.reattach(fastplug.parse_reattach({text!r})[{name!r}])\n\n"
+            f"For a go-plugin host, the same as JSON: {text}\nCtrl-C ends it.",
+            flush=True,
+        )
+
+    cancel = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        # pdb keeps Ctrl-C for itself
+        signal.signal(signal.SIGTERM, lambda *_: cancel.set())
+    with contextlib.suppress(KeyboardInterrupt):
+        serve_test(config, ServeTestConfig(ready=ready, cancel=cancel))
+
+
 def _started_by_hand(config: ServeConfig) -> str:
     """More than go-plugin says: what this is, and how to use it."""
     try:
@@ -101,38 +174,48 @@ def _started_by_hand(config: ServeConfig) -> str:
     except ConfigError:
         names = ""
     script = Path(sys.argv[0]).name or "this file"
-    return f"\nIt serves {names or 'nothing'}. From Python: fastplug.open({script!r}, YourInterface)\n"
+    return (
+        f"\nIt serves {names or 'nothing'}. From Python: fastplug.open({script!r}, YourInterface)\n"
+        f"To start it by hand, under a debugger: {ATTACH_VARIABLE}=1 python -m pdb {script}\n"
+    )
 
 
 def _make_server(
     config: ServeConfig, environment: PluginEnvironment, plugins: PluginSet, served: list[tuple[Interface, Any]]
 ) -> tuple[ServerProtocol, str, bytes]:
-    """The fast protocol when the offer is honoured, else gRPC, which every go-plugin host speaks; its name, and the certificate to show."""
+    """The fast protocol when it can carry the set and the offer is honoured, else the first one that a go-plugin host speaks.
+
+    Returns it, its name, and the certificate to show.
+    """
+    protocols = choose_protocols({name: plugin.protocols for name, plugin in plugins.items()})
     context = PluginContext(
-        config=config, interfaces=served, plugins=plugins, socket_dir=environment.socket_dir, socket_group=environment.socket_group
+        config=config,
+        interfaces=served,
+        plugins=plugins,
+        socket_dir=environment.socket_dir,
+        socket_group=environment.socket_group,
+        ports=environment.ports() if config.network == "tcp" else (0, 0),
     )
-    if config.tls_provider is not None or any(isinstance(plugin, GRPCPlugin) for plugin in plugins.values()):
-        return _make_grpc_server(context, environment)  # nothing else carries it
     control = _control_socket(environment.offer)
     choice = honour(
         environment.offer,
         parent_pid=os.getppid(),
         peer_pid_of_fd=_peer_pid(control) if control is not None else None,
+        vouched=control is not None and is_vouched(environment.offer, _first_bytes(control)),
         transports=_transports(),
     )
-    if isinstance(choice, Choice):
+    if isinstance(choice, Choice) and "fast" in protocols and config.tls_provider is None:
         context.control, context.transport, context.version = control, choice.transport, choice.version
         return protocol_named("fast").serve(context), "fast", b""
-    if environment.offer is not None:
+    if isinstance(choice, Choice) and control is not None:
+        control.close()
+    elif environment.offer is not None and isinstance(choice, Refusal):
         _log.info("the fast protocol is not used: %s", choice.reason)
-    if control is not None:
-        control.detach()  # it is somebody else's descriptor
-    return _make_grpc_server(context, environment)
-
-
-def _make_grpc_server(context: PluginContext, environment: PluginEnvironment) -> tuple[ServerProtocol, str, bytes]:
-    context.tls, cert = plugin_tls(context.config, environment.client_cert)
-    return protocol_named("grpc").serve(context), "grpc", cert
+        if control is not None:
+            control.detach()  # it is somebody else's descriptor
+    context.tls, cert = plugin_tls(config, environment.client_cert)
+    name = next((name for name in protocols if name != "fast"), "grpc")
+    return protocol_named(name).serve(context), name, cert
 
 
 def _transports() -> tuple[str, ...]:
@@ -155,6 +238,14 @@ def _control_socket(offer: Offer | None) -> socket.socket | None:
         return None
     os.set_inheritable(offer.fd, False)  # the plugin's own children have no business with it
     return found
+
+
+def _first_bytes(control: socket.socket) -> bytes:
+    """What the host has put into the socket before it started this process. It is left there."""
+    try:
+        return control.recv(VOUCH_BYTES_MAX, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return b""
 
 
 def _peer_pid(control: socket.socket) -> int | None:

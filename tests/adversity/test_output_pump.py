@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from fastplug.process.stderr import LINE_BYTES_MAX, TAIL_LINES, OutputPump
+from fastplug.config import LOG_BUFFER_BYTES as LINE_BYTES_MAX
+from fastplug.process.stderr import TAIL_LINES, OutputPump
 
 # Far longer than any of this takes: a test that needs it has failed.
 WATCHDOG_S = 60.0

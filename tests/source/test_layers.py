@@ -10,7 +10,20 @@ from tests.source import tree
 
 LAYERS = (
     # words
-    ("annotation", "broker", "config", "contexts", "deadlines", "errors", "interfaces", "plugin", "protocol", "signature"),
+    (
+        "annotation",
+        "broker",
+        "config",
+        "contexts",
+        "deadlines",
+        "errors",
+        "interfaces",
+        "plugin",
+        "protocol",
+        "reattach_config",
+        "secure",
+        "signature",
+    ),
     # languages
     ("_wire", "_wire_buffer", "_wire_containers", "_wire_scalars", "_wire_words", "yamux"),
     # resources
@@ -18,7 +31,7 @@ LAYERS = (
     # agreement
     ("handshake", "protocols"),
     # roles
-    ("certificates", "client", "grpc_access", "launch", "server"),
+    ("certificates", "client", "grpc_access", "launch", "life", "reattachment", "server"),
     # faces
     ("", "api", "entry"),
 )

@@ -6,7 +6,9 @@ removes what a host further out left behind, and a plugin honours an offer only 
 
 from __future__ import annotations
 
+import json
 import re
+import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -21,17 +23,16 @@ __all__ = [
     "Offer",
     "PluginEnvironment",
     "Refusal",
+    "family_marks",
     "honour",
     "host_environment",
+    "is_vouched",
     "plugin_environment",
+    "vouch_message",
 ]
 
 FAST_VERSIONS: Final = (1,)
 TRANSPORTS: Final = ("shm", "socket")
-# go-plugin's defaults for plugins that listen on TCP
-MIN_PORT: Final = 10000
-MAX_PORT: Final = 25000
-
 # docs/wire.md: a longer offer is void. A real one has about 60 bytes.
 OFFER_BYTES_MAX: Final = 256
 
@@ -48,6 +49,10 @@ _PROTOCOL_VARIABLES: Final = (
     "FASTPLUG_OFFER",
     "FASTPLUG_LOG_LEVEL",
 )
+
+# A plugin that is a host of plugins, and so on: deeper than anyone builds, and the variable stays below 300 bytes.
+FAMILY_DEPTH_MAX: Final = 16
+_MARK: Final = re.compile(r"[0-9a-f]{16}")
 
 _DECIMAL: Final = re.compile(r"[0-9]{1,9}")
 _LEVEL_NAMES: Final = {"trace": 5, "debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40, "critical": 50}
@@ -124,23 +129,55 @@ class Refusal:
     reason: str
 
 
+# docs/wire.md, "The offer": the control message in which a host vouches. Far from the types of the conversation, which skips it.
+VOUCH_TYPE: Final = 100
+_VOUCH_HEAD: Final = struct.Struct("<IHH")
+
+
+def vouch_message(offer: Offer) -> bytes:
+    """What a host puts into the control socket, before it starts the plugin, when its runner vouches that environment and descriptor
+    reach this plugin and nobody else: the plugin need not be its child then."""
+    body = json.dumps({"offer": offer.format()}).encode()
+    return _VOUCH_HEAD.pack(len(body), VOUCH_TYPE, 0) + body
+
+
+def is_vouched(offer: Offer | None, received: bytes) -> bool:
+    """Plugin: do the first bytes in the offered descriptor vouch for ``offer``? Nobody else can have put them there. Never raises."""
+    if offer is None or len(received) < _VOUCH_HEAD.size:
+        return False
+    size, kind, _ = _VOUCH_HEAD.unpack_from(received)
+    body = received[_VOUCH_HEAD.size : _VOUCH_HEAD.size + size]
+    if kind != VOUCH_TYPE or len(body) < size:
+        return False
+    try:
+        vouched = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    text = vouched.get("offer") if isinstance(vouched, dict) else None
+    return isinstance(text, str) and Offer.parse(text) == offer
+
+
 def honour(
     offer: Offer | None,
     *,
     parent_pid: int,
     peer_pid_of_fd: int | None,
+    vouched: bool = False,
     versions: Collection[int] = FAST_VERSIONS,
     transports: Collection[str] = TRANSPORTS,
 ) -> Choice | Refusal:
     """Decide whether this plugin takes the offer, and with which version (the highest shared one) and transport (the host's order).
 
-    ``peer_pid_of_fd`` is SO_PEERCRED's pid of the offered descriptor, None if that is no open Unix stream socket.
+    ``peer_pid_of_fd`` is SO_PEERCRED's pid of the offered descriptor, None if that is no open Unix stream socket. ``vouched``: what lies in
+    that socket vouches for this offer; the pids may then be anything (0 for a process of another pid namespace).
     """
     if offer is None:
         return Refusal("there is no valid FASTPLUG_OFFER")
-    if parent_pid != offer.pid:
+    if peer_pid_of_fd is None and vouched:
+        return Refusal(f"descriptor {offer.fd} is no Unix stream socket")
+    if not vouched and parent_pid != offer.pid:
         return Refusal(f"the offer was made by process {offer.pid}, but the parent is process {parent_pid}")
-    if peer_pid_of_fd != offer.pid:
+    if not vouched and peer_pid_of_fd != offer.pid:
         return Refusal(f"descriptor {offer.fd} is no Unix stream socket whose other end belongs to process {offer.pid}")
     shared = set(versions).intersection(offer.versions)
     if not shared:
@@ -158,18 +195,20 @@ def host_environment(
     *,
     versions: Collection[int],
     offer: Offer | None = None,
-    min_port: int = MIN_PORT,
-    max_port: int = MAX_PORT,
+    min_port: int = 10000,
+    max_port: int = 25000,
     client_cert: str | None = None,
     multiplex: bool = False,
     socket_dir: str | None = None,
     socket_group: str | None = None,
     log_level: int | None = None,
+    family: str | None = None,
 ) -> dict[str, str]:
     """The environment of a plugin to start.
 
     ``base`` is the environment that it inherits, ``user_env`` wins over it (unlike in go-plugin, where the host's own wins), and
-    the variables of the handshake win over both. What an outer host left in ``base`` for another plugin is gone.
+    the variables of the handshake win over both. What an outer host left in ``base`` for another plugin is gone, except its family's
+    marks, which ``family`` continues (see `family_marks`).
     Raises ConfigError for a handshake or variable that cannot be passed.
     """
     made = {
@@ -183,6 +222,7 @@ def host_environment(
         "PLUGIN_UNIX_SOCKET_DIR": socket_dir,
         "FASTPLUG_OFFER": offer.format() if offer is not None else None,
         "FASTPLUG_LOG_LEVEL": str(log_level) if log_level is not None else None,
+        "FASTPLUG_FAMILY": family,
     }
     if not handshake.magic_cookie_value:
         raise ConfigError("the handshake has no magic cookie value. Set HandshakeConfig.magic_cookie_key and magic_cookie_value.")
@@ -191,6 +231,13 @@ def host_environment(
     for name, value in {**user_env, **{n: environment[n] for n in made if n in environment}}.items():
         _check_variable(name, value)
     return environment
+
+
+def family_marks(inherited: str, own: str) -> str:
+    """The value of FASTPLUG_FAMILY for a plugin with the mark ``own``: behind the marks of the hosts further out, so that each of them
+    finds what its plugin left behind. It stays in the plugin's environment, and so in that of all that it starts."""
+    outer = [mark for mark in inherited.split(":") if _MARK.fullmatch(mark)]
+    return ":".join([*outer[-(FAMILY_DEPTH_MAX - 1) :], own])
 
 
 def _check_variable(name: object, value: object) -> None:

@@ -6,13 +6,13 @@ it to the host to complain (so a host of any age can say what is wrong).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from fastplug.errors import ConfigError, HandshakeError, IncompatibleVersion, UnsupportedProtocol
 from fastplug.handshake.environment import Choice, Handshake, Offer
 from fastplug.handshake.line import HandshakeLine, quoted
 
-__all__ = ["accept", "choose_version", "cookie_refusal"]
+__all__ = ["accept", "choose_protocols", "choose_version", "cookie_refusal"]
 
 # go-plugin's texts, word for word: people search for them
 _MISCONFIGURED = (
@@ -40,6 +40,23 @@ def choose_version(own: Iterable[int], offered: Collection[int]) -> int:
     if not descending:
         raise ConfigError("this plugin serves nothing: give serve() plugins, versioned_plugins or an implementation.")
     return next((version for version in descending if version in offered), descending[-1])
+
+
+def choose_protocols(carriers: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Plugin: the protocols that can carry the whole set of the chosen version, preferred first. One program may so speak net/rpc in one
+    version and gRPC in another. (go-plugin asks the first plugin of the set only, which with a mixed one is whichever comes first.)
+
+    Args: ``carriers``: name -> the protocols of that plugin.
+    Raises: ConfigError when no protocol can carry them all.
+    """
+    everybody = list(carriers.values())
+    shared = tuple(name for name in everybody[0] if all(name in others for others in everybody)) if everybody else ()
+    if everybody and not shared:
+        told = "; ".join(f"{name} speaks {' or '.join(protocols) or 'nothing'}" for name, protocols in carriers.items())
+        raise ConfigError(
+            f"the plugins of one version must share a protocol: {told}. Put them into different versions (versioned_plugins=)."
+        )
+    return shared
 
 
 def accept(

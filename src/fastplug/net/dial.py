@@ -19,9 +19,9 @@ def dial(network: str, address: str, *, timeout_s: float) -> socket.socket:
         if network == "unix":
             return _dial_unix(address, timeout_s)
         host, _, port = address.rpartition(":")
-        if network != "tcp" or not port.isdecimal() or not host:
+        if network != "tcp" or not port.isdecimal():
             raise RemoteProtocolError(f"the plugin listens on {network!r} {address!r}; a host knows unix with a path and tcp with ip:port")
-        connected = socket.create_connection((host.strip("[]"), int(port)), timeout_s)
+        connected = socket.create_connection((host.strip("[]") or "localhost", int(port)), timeout_s)  # ":1234" as Go reads it
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # as go-plugin's host
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except (OSError, OverflowError) as error:

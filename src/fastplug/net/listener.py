@@ -1,8 +1,9 @@
-"""Where a plugin listens: a Unix socket in a temporary file, as go-plugin makes it."""
+"""Where a plugin listens, as go-plugin does: a Unix socket in a temporary file, or a TCP port of the host's range on 127.0.0.1."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -12,12 +13,19 @@ from pathlib import Path
 
 from fastplug.errors import ConfigError
 
-__all__ = ["Listener"]
+__all__ = ["Listener", "TcpListener", "listen"]
 
 # A name that is taken means a collision of 40 random bits; more than a few mean something else.
 NAME_ATTEMPTS_MAX = 16
 # Hosts connect once; reattaching hosts and probes come one at a time.
 BACKLOG = 16
+
+
+def listen(
+    network: str, *, socket_dir: str | None = None, socket_group: str | None = None, ports: tuple[int, int] = (0, 0)
+) -> Listener | TcpListener:
+    """What listens on ``network``, "unix" or "tcp". Raises ConfigError when there is no place to listen at."""
+    return TcpListener(*ports) if network == "tcp" else Listener(socket_dir, socket_group)
 
 
 class Listener:
@@ -72,6 +80,57 @@ class Listener:
     def close(self) -> None:
         """Removes the file and ends a waiting accept(). Idempotent."""
         Path(self.address).unlink(missing_ok=True)  # closed before, or removed with its directory
+        with contextlib.suppress(OSError):  # closed before
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+class TcpListener:
+    """The first free port of a range on 127.0.0.1, or any with 0 and 0. Every user of the machine can connect to it: use it with TLS.
+
+    Args: ``min_port`` and ``max_port``, both included. Raises ConfigError. Threads as of ``Listener``.
+    """
+
+    network = "tcp"
+
+    def __init__(self, min_port: int = 0, max_port: int = 0) -> None:
+        self._closed = False
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            self._bind(range(min_port, max_port + 1))
+            self._socket.listen(BACKLOG)
+        except OSError as error:
+            self._socket.close()
+            raise ConfigError(
+                f"couldn't bind plugin TCP listener: no port from {min_port} to {max_port} of 127.0.0.1 is free: {error.strerror or error}."
+                " Give the host a wider range (min_port=, max_port=)."
+            ) from error
+        host, port = self._socket.getsockname()
+        self.address = f"{host}:{port}"
+
+    def _bind(self, ports: range) -> None:
+        for port in ports:
+            try:
+                self._socket.bind(("127.0.0.1", port))
+                break
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES) or port == ports[-1]:
+                    raise
+
+    def accept(self) -> socket.socket | None:
+        """Waits for a connection; None after close()."""
+        try:
+            connected = self._socket.accept()[0]
+        except OSError:
+            if self._socket.fileno() < 0 or self._closed:
+                return None
+            raise
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connected
+
+    def close(self) -> None:
+        """Ends a waiting accept(). Idempotent."""
+        self._closed = True
         with contextlib.suppress(OSError):  # closed before
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

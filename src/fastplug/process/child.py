@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 
 from fastplug.errors import Closed
 from fastplug.process.family import kill_family
@@ -93,14 +94,14 @@ class Child:
                 except (ProcessLookupError, PermissionError):
                     pass  # everybody in it has ended, or runs as another user
 
-    def kill_family(self) -> None:
-        """SIGKILL it, its group, its descendants and their sessions, unless it is reaped. Returns at once."""
+    def kill_family(self, marks: Collection[bytes] = ()) -> None:
+        """SIGKILL it, its group, its descendants, their sessions and whoever bears a mark, unless it is reaped. Returns at once."""
         if not self.owned:
             return
         with self._lock:
             self._look_locked()
             if not self._reaped:
-                kill_family({self.pid})
+                kill_family({self.pid}, marks)
 
     def reap(self) -> None:
         """Give its number back to the kernel if it has ended. Afterwards it is not signalled any more."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fastplug.errors import Closed, ConfigError, StartError
 from fastplug.process.child import Child
+from fastplug.shm.watcher import watcher
 
 __all__ = ["CommandRunner"]
 
@@ -32,7 +33,8 @@ class CommandRunner:
         env: its complete environment; None inherits this process's.
         cwd: its working directory; None inherits.
         pass_fds: descriptors it inherits under the same numbers; they stay the caller's. All others are closed in it.
-        stdin: a descriptor for its stdin, or None to inherit.
+        stdin: a descriptor for its stdin, or None to inherit this process's, as in go-plugin.
+        executable: the file to execute when that is not ``argv[0]``, which stays what the program is told (a pinned one, by descriptor).
         name: what it is called in logs and errors; by default the program's file name.
         vouches: see `Runner.vouches`.
 
@@ -48,6 +50,7 @@ class CommandRunner:
         cwd: str | os.PathLike[str] | None = None,
         pass_fds: Sequence[int] = (),
         stdin: int | None = None,
+        executable: str | None = None,
         name: str | None = None,
         vouches: bool = False,
     ) -> None:
@@ -62,6 +65,9 @@ class CommandRunner:
         self._env = None if env is None else dict(env)
         self._cwd = None if cwd is None else os.fspath(cwd)
         self._stdin = stdin
+        self._executable = executable
+        self._marks = tuple(os.fsencode(mark) for mark in [(env or {}).get("FASTPLUG_FAMILY", "").rpartition(":")[2]] if mark)
+        self._detached = False
         self._lock = threading.Lock()
         self._child: Child | None = None
         self._streams: tuple[io.FileIO, ...] = ()
@@ -131,6 +137,7 @@ class CommandRunner:
     def _popen(self, *, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             self.argv,
+            executable=self._executable,
             stdin=self._stdin,
             stdout=stdout,
             stderr=stderr,
@@ -160,7 +167,7 @@ class CommandRunner:
     def kill_group(self) -> bool:
         """SIGKILL to the process, its group, its descendants and the sessions they lead; reaps the process.
 
-        Also reaches what is stopped, and a grandchild in a session of its own while its parent lives. Waits for the end
+        Also reaches what is stopped, and a grandchild in a session of its own, by its mark (see `family`). Waits for the end
         of the process only, at most 5 s. Idempotent; does nothing in a forked copy of the host.
 
         Returns: whether the process is gone.
@@ -168,7 +175,7 @@ class CommandRunner:
         child = self._child
         if child is None or not child.owned:
             return True
-        child.kill_family()
+        child.kill_family(self._marks)
         gone = child.wait(KILL_TIMEOUT_S)
         child.reap()
         return gone
@@ -176,6 +183,13 @@ class CommandRunner:
     def kill(self) -> bool:
         """The same as `kill_group`."""
         return self.kill_group()
+
+    def detach(self) -> None:
+        """Let the process go on: `close` then gives the streams back and nothing else.
+
+        When it ends while this process lives, it is reaped.
+        """
+        self._detached = True
 
     def diagnose(self) -> str:
         """What is known about the program and its end, one finding a line, for the text of an error."""
@@ -199,10 +213,22 @@ class CommandRunner:
             self._closed = True
             if self._child is None:
                 return
-            self.kill_group()
+            if not self._detached:
+                self.kill_group()
             for stream in self._streams:
                 stream.close()  # cannot block, unlike a buffered file, whose close waits for a read in progress
-            self._child.release()
+            if self._detached and self._child.pidfd is not None and not self._child.exited:
+                watcher().add(self._child.pidfd, self._reap_detached)
+            else:
+                self._child.release()
+
+    def _reap_detached(self) -> None:
+        """On the watcher's thread, when a detached process ended: nobody else may wait for a child of ours."""
+        child = self._child
+        if child is not None and child.pidfd is not None:
+            watcher().remove(child.pidfd)
+            child.reap()
+            child.release()
 
     def _started(self) -> Child:
         if self._child is None:

@@ -1,5 +1,9 @@
 """The processes that belong to a plugin, found in /proc, and their end.
 
+What belongs to it: its descendants, the groups and sessions that any of them leads, and whoever has its *mark* in its environment. A
+descendant that made a session of its own and whose parent has ended is known by the mark alone (FASTPLUG_FAMILY, inherited like any
+variable; a program that is meant to outlive the plugin is started without it).
+
 Imports only what a bare interpreter has loaded anyway: the warden, which has to start fast and stay small, uses it too.
 """
 
@@ -13,11 +17,11 @@ import os
 TYPE_CHECKING = False  # as typing.TYPE_CHECKING
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 else:
     import _signal as signal
 
-__all__ = ["family", "kill_family", "processes"]
+__all__ = ["family", "kill_family", "marked", "processes"]
 
 # A process may fork between the reading of /proc and the signal. What is stopped cannot fork, so a few rounds of
 # "read, stop what is new" find everything; the limit is for a fork bomb, which loses what the last round found.
@@ -56,8 +60,26 @@ def family(leaders: set[int], living: dict[int, tuple[int, int, int]]) -> set[in
         kin |= more
 
 
-def kill_family(leaders: set[int]) -> None:
-    """SIGKILL ``leaders`` and all that belong to them. Returns without waiting for their end.
+def marked(marks: Collection[bytes]) -> set[int]:
+    """The processes with one of ``marks`` in the environment they were started with, as far as this user may see it."""
+    if not marks:
+        return set()
+    found = set()
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():  # noqa: PTH112
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb", buffering=0) as file:
+                environment = file.read()
+        except OSError:  # it ended meanwhile, or is another user's
+            continue
+        if any(mark in environment for mark in marks):
+            found.add(int(name))
+    return found
+
+
+def kill_family(leaders: set[int], marks: Collection[bytes] = ()) -> None:
+    """SIGKILL ``leaders`` and all that belong to them or bear one of ``marks``. Returns without waiting for their end.
 
     The caller guarantees that the numbers still are those of the processes it means (it holds them unreaped, or watches
     their pidfds). Never signals the calling process.
@@ -65,7 +87,8 @@ def kill_family(leaders: set[int]) -> None:
     leaders = {pid for pid in leaders if pid > 1}  # kill(0), kill(-1) and pid 1 would hit the whole machine
     kin = set(leaders)
     stopped = {os.getpid()}
-    for _ in range(FREEZE_ROUNDS if leaders else 0):
+    for _ in range(FREEZE_ROUNDS if leaders or marks else 0):
+        kin |= marked(marks)
         kin |= family(kin, processes())
         new = kin - stopped
         if not new:
@@ -74,7 +97,7 @@ def kill_family(leaders: set[int]) -> None:
         stopped |= new
     _signal_each(os.killpg, leaders, signal.SIGKILL)
     _signal_each(os.kill, kin - {os.getpid()}, signal.SIGKILL)
-    late = family(kin, processes()) if kin else set()  # born between the last look and its parent's end
+    late = (family(kin, processes()) if kin else set()) | marked(marks)  # born between the last look and its parent's end
     _signal_each(os.kill, late - {os.getpid()}, signal.SIGKILL)
 
 

@@ -55,6 +55,7 @@ class Event(enum.Enum):
     STOP_GRACE_OVER = "stop grace over"
     TERM_GRACE_OVER = "term grace over"
     KILL_GRACE_OVER = "kill grace over"
+    DETACHED = "detached"  # the plugin is to go on without this host
     PROCESS_EXITED = "process exited"
 
 
@@ -68,6 +69,7 @@ class Action(enum.Enum):
     SEND_SIGTERM = "send SIGTERM"  # to the process group
     SEND_SIGKILL = "send SIGKILL"  # to the process group and all descendants
     SWEEP = "sweep"  # SIGKILL what the process left behind in its group
+    LET_GO = "let go"  # the process is nobody's any more: RELEASE must not end it
     RELEASE = "release"  # reap, tell the warden, close connection and streams
     ABANDON = "abandon"  # report that the process cannot be ended
 
@@ -95,6 +97,7 @@ TRANSITIONS: dict[tuple[State, Event], Transition] = {
     (_S.HANDSHAKING, _E.PROCESS_EXITED): _EXIT,
     (_S.CONNECTED, _E.KILL_REQUESTED): (_S.STOPPING, (_A.SEND_SHUTDOWN,)),
     (_S.CONNECTED, _E.PROCESS_EXITED): _EXIT,
+    (_S.CONNECTED, _E.DETACHED): (_S.EXITED, (_A.LET_GO, _A.RELEASE)),
     (_S.STOPPING, _E.SHUTDOWN_FAILED): (_S.TERMINATING, (_A.SEND_SIGTERM,)),
     (_S.STOPPING, _E.STOP_GRACE_OVER): (_S.TERMINATING, (_A.SEND_SIGTERM,)),
     (_S.STOPPING, _E.PROCESS_EXITED): _EXIT,
@@ -114,6 +117,7 @@ TRANSITIONS: dict[tuple[State, Event], Transition] = {
         for state in (_S.TERMINATING, _S.KILLING, _S.EXITED)
         for event in (_E.LINE_RECEIVED, _E.LINE_REFUSED, _E.CONNECTED, _E.CONNECT_FAILED)
     },
+    **{(state, _E.DETACHED): (state, ()) for state in (_S.STOPPING, _S.TERMINATING, _S.KILLING, _S.EXITED)},
     **{(state, _E.SHUTDOWN_FAILED): (state, ()) for state in (_S.TERMINATING, _S.KILLING, _S.EXITED)},
     **{(_S.EXITED, event): (_S.EXITED, ()) for event in (_E.START_FAILED, _E.PROCESS_EXITED)},
 }

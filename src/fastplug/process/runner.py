@@ -8,20 +8,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeGuard, runtime_checkable
 
-__all__ = ["Runner", "RunnerFactory"]
+__all__ = ["AddressTranslator", "AttachedRunner", "Detachable", "Runner", "RunnerFactory", "can_detach"]
 
 
-class Runner(Protocol):
-    """One plugin process, from its start to its end. One runner starts one process, once.
-
-    Order of the calls: ``start``; then, from any threads, reads of ``stdout`` and ``stderr``, ``wait``, ``terminate``
-    and ``kill`` in any order and number; ``close`` last. ``name``, ``id`` and ``diagnose`` may be used at any time.
-
-    Ownership: the runner owns the process, both streams and whatever it made for them, and gives them back in ``close``.
-    The descriptors of ``pass_fds`` stay the caller's, who may close its copies as soon as ``start`` has returned.
-    """
+class AttachedRunner(Protocol):
+    """One plugin process that runs already, to its end (go-plugin: ``runner.AttachedRunner``). What every runner can do."""
 
     @property
     def name(self) -> str:
@@ -47,38 +40,15 @@ class Runner(Protocol):
         ...
 
     @property
-    def stdout(self) -> io.RawIOBase:
-        """The plugin's stdout, unbuffered, from ``start`` on; ``fileno()`` can be polled.
-
-        One thread polls and reads it as long as there is a plugin, so that it never blocks on a full pipe.
-        """
-        ...
-
-    @property
-    def stderr(self) -> io.RawIOBase:
-        """The plugin's stderr; as ``stdout``."""
-        ...
-
-    @property
     def returncode(self) -> int | None:
         """The exit code, or minus the signal that ended it; None while it runs, and when nobody can tell."""
-        ...
-
-    @property
-    def pass_fds(self) -> Sequence[int]:
-        """Descriptors that are open in the plugin under the same numbers; empty when the runner cannot pass any."""
-        ...
-
-    @property
-    def vouches(self) -> bool:
-        """Whether the environment given to ``start`` reaches this plugin and nobody else, although the plugin's parent
-        may be another process than this one (sudo, a sandbox). The fast protocol is then offered all the same."""
         ...
 
     def start(self) -> None:
         """Start the process and return without waiting for anything it does. Takes a second at most where it can.
 
-        Raises: StartError, its cause what the system said. Nothing is left behind then.
+        An attached runner takes hold of the process instead. Raises: StartError, its cause what the system said; ProcessNotFound.
+        Nothing is left behind then.
         """
         ...
 
@@ -105,7 +75,74 @@ class Runner(Protocol):
         ...
 
     def close(self) -> None:
-        """Kill a running process and give everything back. Nobody reads the streams any more. Idempotent, bounded."""
+        """Kill a process that this runner started and that still runs, and give everything back. Nobody reads the streams any more.
+        Idempotent, bounded."""
+        ...
+
+
+class Runner(AttachedRunner, Protocol):
+    """One plugin process, from its start to its end. One runner starts one process, once.
+
+    Order of the calls: ``start``; then, from any threads, reads of ``stdout`` and ``stderr``, ``wait``, ``terminate``
+    and ``kill`` in any order and number; ``close`` last. ``name``, ``id`` and ``diagnose`` may be used at any time.
+
+    Ownership: the runner owns the process, both streams and whatever it made for them, and gives them back in ``close``.
+    The descriptors of ``pass_fds`` stay the caller's, who may close its copies as soon as ``start`` has returned.
+    """
+
+    @property
+    def stdout(self) -> io.RawIOBase:
+        """The plugin's stdout, unbuffered, from ``start`` on; ``fileno()`` can be polled.
+
+        One thread polls and reads it as long as there is a plugin, so that it never blocks on a full pipe.
+        """
+        ...
+
+    @property
+    def stderr(self) -> io.RawIOBase:
+        """The plugin's stderr; as ``stdout``."""
+        ...
+
+    @property
+    def pass_fds(self) -> Sequence[int]:
+        """Descriptors that are open in the plugin under the same numbers; empty when the runner cannot pass any."""
+        ...
+
+    @property
+    def vouches(self) -> bool:
+        """Whether the environment given to ``start`` reaches this plugin and nobody else, although the plugin's parent
+        may be another process than this one (sudo, a sandbox). The fast protocol is then offered all the same."""
+        ...
+
+
+@runtime_checkable
+class Detachable(Protocol):
+    """A runner that can let its process go on without this host; one without it ends the process in ``close``."""
+
+    def detach(self) -> None:
+        """From now on the process is nobody's: ``close`` gives back what is this host's and does not end it."""
+        ...
+
+
+def can_detach(runner: object) -> TypeGuard[Detachable]:
+    """Whether it is a Detachable. (In this form for mypy, which takes a runner that is one for impossible.)"""
+    return isinstance(runner, Detachable)
+
+
+@runtime_checkable
+class AddressTranslator(Protocol):
+    """A runner whose plugin sees other addresses than its host does: a container, a sandbox (go-plugin: ``runner.AddrTranslator``).
+
+    ``network`` is "unix" or "tcp", ``address`` a path or ip:port. Both may be called from any thread; what they raise fails the start, or
+    the call of the broker that needed the address.
+    """
+
+    def plugin_to_host(self, network: str, address: str) -> tuple[str, str]:
+        """How this host reaches what the plugin calls ``address``: its listener (the handshake line), and those of its broker."""
+        ...
+
+    def host_to_plugin(self, network: str, address: str) -> tuple[str, str]:
+        """How the plugin reaches what this host calls ``address``: the host's own listeners, for the broker, and the socket directory."""
         ...
 
 

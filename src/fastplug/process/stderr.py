@@ -16,15 +16,16 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final, Protocol
 
+from fastplug.config import LOG_BUFFER_BYTES, ByteSink
 from fastplug.process.hclog import LineAssembler, LogRecordFields
 
 __all__ = ["OutputPump", "PluginOutput"]
 
+_log = logging.getLogger("fastplug.process")
+
 LOGGER_PREFIX: Final = "fastplug.plugin."
 # As much as a Linux pipe holds by default.
 READ_BYTES: Final = 64 * 1024
-# hclog's limit; what is longer comes in pieces.
-LINE_BYTES_MAX: Final = 64 * 1024
 # Long enough for a traceback that is written line by line, short enough to be read as "at once".
 IDLE_FLUSH_S: Final = 0.05
 # Reads after stop(): a pipe's content many times over, and an end even if a grandchild never stops writing.
@@ -44,9 +45,13 @@ class PluginOutput(Protocol):
 class _Lines:
     """One stream on its way to records."""
 
-    def __init__(self, stream: PluginOutput, *, tail: deque[str] | None) -> None:
+    def __init__(
+        self, stream: PluginOutput, *, tail: deque[str] | None, line_bytes: int = LOG_BUFFER_BYTES, sink: ByteSink | None = None
+    ) -> None:
         self.stream = stream
         self.tail = tail
+        self.sink = sink
+        self._line_bytes = line_bytes  # what is longer comes in pieces
         self.assembler = LineAssembler()
         self._partial = bytearray()
 
@@ -54,12 +59,12 @@ class _Lines:
         self._partial += data
         *lines, rest = self._partial.split(b"\n")
         self._partial = rest
-        while len(self._partial) > LINE_BYTES_MAX:
-            lines.append(self._partial[:LINE_BYTES_MAX])
-            del self._partial[:LINE_BYTES_MAX]
+        while len(self._partial) > self._line_bytes:
+            lines.append(self._partial[: self._line_bytes])
+            del self._partial[: self._line_bytes]
         for line in lines:
-            for start in range(0, max(len(line), 1), LINE_BYTES_MAX):
-                yield from self.assembler.feed(bytes(line[start : start + LINE_BYTES_MAX]))
+            for start in range(0, max(len(line), 1), self._line_bytes):
+                yield from self.assembler.feed(bytes(line[start : start + self._line_bytes]))
 
     def end(self) -> Iterable[LogRecordFields]:
         if self._partial:
@@ -72,9 +77,11 @@ class OutputPump:
 
     The streams stay their owner's: stop the pump before closing them. The thread is a daemon; it ends when both streams have
     ended, or by ``stop()``.
+
+    Args: ``line_bytes``: longest line; ``sink`` gets a copy of stderr, before it is logged.
     """
 
-    def __init__(self, name: str, stderr: PluginOutput) -> None:
+    def __init__(self, name: str, stderr: PluginOutput, *, line_bytes: int = LOG_BUFFER_BYTES, sink: ByteSink | None = None) -> None:
         self.logger = logging.getLogger(LOGGER_PREFIX + name)
         self.records_lost = 0
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
@@ -83,7 +90,8 @@ class OutputPump:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._lock = threading.Lock()
-        self._added: list[tuple[_Lines, bytes]] = [(_Lines(stderr, tail=self._tail), b"")]
+        self._line_bytes = line_bytes
+        self._added: list[tuple[_Lines, bytes]] = [(_Lines(stderr, tail=self._tail, line_bytes=line_bytes, sink=sink), b"")]
         self._settling: list[threading.Event] = []
         self._streams_left = 2
         self._stopping = False
@@ -94,7 +102,7 @@ class OutputPump:
     def drain(self, stdout: PluginOutput, rest: bytes = b"") -> None:
         """Hand over stdout, once, with what was already read behind the line."""
         with self._lock:
-            self._added.append((_Lines(stdout, tail=None), rest))
+            self._added.append((_Lines(stdout, tail=None, line_bytes=self._line_bytes), rest))
         self._wake()
 
     def settle(self, timeout_s: float) -> bool:
@@ -170,10 +178,20 @@ class OutputPump:
             data = lines.stream.read(READ_BYTES)
         except (OSError, ValueError):
             data = b""  # closed under our hands, against the rule: the same as its end
+        if data and lines.sink is not None:
+            self._copy(lines, data)
         self._log_all(lines, lines.split(data) if data else lines.end())
         if not data:
             self._selector.unregister(key.fileobj)
             self._streams_left -= 1
+
+    def _copy(self, lines: _Lines, data: bytes) -> None:
+        try:
+            assert lines.sink is not None
+            lines.sink.write(data)
+        except BaseException as error:  # noqa: BLE001  a user's file that is closed or full; the plugin must not block because of it
+            lines.sink = None
+            _log.error("what stderr= names failed to take the stderr of a plugin and gets no more of it: %r", error)
 
     def _settle(self, asked: list[threading.Event]) -> None:
         """Nothing more is there to read; those who asked before we looked may go on."""

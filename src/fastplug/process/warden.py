@@ -47,7 +47,7 @@ class Warden:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._plugins: dict[int, tuple[_Watched, str]] = {}
+        self._plugins: dict[int, tuple[_Watched, str, str]] = {}
         self._process: Child | None = None
         self._lifeline: socket.socket | None = None
 
@@ -56,8 +56,10 @@ class Warden:
         """The pid of the warden process; None while there is none."""
         return None if self._process is None else self._process.pid
 
-    def watch(self, runner: _Watched, directory: str = "") -> None:
+    def watch(self, runner: _Watched, directory: str = "", mark: str = "") -> None:
         """Have ``runner``'s process and all that belongs to it killed within 2 s after this process was, and ``directory`` removed.
+
+        ``mark`` is in the environment of the process and of what it starts (see `family`).
 
         A warden that somebody killed is replaced here, and the new one told of all plugins.
 
@@ -66,9 +68,9 @@ class Warden:
         if runner.pid is None or runner.pidfd is None:
             return
         with self._lock:
-            self._plugins[runner.pid] = (runner, directory)
+            watched = self._plugins[runner.pid] = (runner, directory, mark)
             try:
-                if self._process is None or self._process.wait(0) or not self._send_watch(runner, directory):
+                if self._process is None or self._process.wait(0) or not self._send_watch(*watched):
                     self._replace()
             except BaseException:
                 self._drop(runner.pid)
@@ -134,8 +136,8 @@ class Warden:
         finally:
             self._lifeline.settimeout(SEND_TIMEOUT_S)
 
-    def _send_watch(self, runner: _Watched, directory: str) -> bool:
-        return self._send(f"watch {runner.pid} {directory}".rstrip(" "), runner.pidfd)
+    def _send_watch(self, runner: _Watched, directory: str, mark: str) -> bool:
+        return self._send(f"watch {runner.pid} {mark or '-'} {directory}".rstrip(" "), runner.pidfd)
 
     def _send(self, message: str, fd: int | None = None) -> bool:
         """Returns False when the warden does not take messages any more."""

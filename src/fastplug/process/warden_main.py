@@ -2,12 +2,14 @@
 
 LIFELINE is a SOCK_SEQPACKET socket, the other end of which the host holds; HOST a pidfd of the host. Messages of the host:
 
-    watch <pid> [<directory>]   a plugin and leader of its process group, with a pidfd of it (SCM_RIGHTS) unless none was to be had;
-                                its sockets are in the directory, and go with it
+    watch <pid> <mark> [<directory>]
+                                a plugin and leader of its process group, with a pidfd of it (SCM_RIGHTS) unless none was to be had;
+                                the mark is in the environment of all that it starts ("-" without one); its sockets are in the
+                                directory, and go with it
     forget <pid>                the host has ended this one itself
 
 The warden answers once, ``ready``. When HOST fires, or the lifeline hangs up, what is still watched is killed, with all that
-belongs to it (see `family`; a grandchild in a session of its own only if its parent lives until then). HOST is needed because a
+belongs to it (see `family`). HOST is needed because a
 forked child of the host keeps the lifeline open; the lifeline, because a host that replaces itself by execve keeps its pid.
 """
 
@@ -24,6 +26,9 @@ TYPE_CHECKING = False  # as typing.TYPE_CHECKING
 if TYPE_CHECKING:
     import signal
     import socket
+
+    Watched = tuple[int | None, bytes, bytes]
+    """A pidfd, the mark, the directory."""
 else:
     import _signal as signal
     import _socket as socket
@@ -38,8 +43,8 @@ else:  # by path, without the package, whose imports the warden has no use for; 
 
 __all__ = ["main"]
 
-# "watch ", a pid of 20 digits at most, and a path (PATH_MAX)
-MESSAGE_BYTES = 64 + 4096
+# "watch ", a pid of 20 digits at most, a mark, and a path (PATH_MAX)
+MESSAGE_BYTES = 128 + 4096
 
 
 def main(lifeline_fd: int, host_pidfd: int) -> None:
@@ -48,7 +53,7 @@ def main(lifeline_fd: int, host_pidfd: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # what ends a host politely must not end its warden first
     lifeline = socket.socket(fileno=lifeline_fd)
     lifeline.send(b"ready")
-    plugins: dict[int, tuple[int | None, bytes]] = {}
+    plugins: dict[int, Watched] = {}
     poller = select.poll()
     poller.register(lifeline_fd, select.POLLIN)
     poller.register(host_pidfd, select.POLLIN)
@@ -57,13 +62,14 @@ def main(lifeline_fd: int, host_pidfd: int) -> None:
         ready = {fd for fd, _ in poller.poll()}
         host_lives = host_pidfd not in ready
         connected = read_messages(lifeline, plugins)  # also after the host's end: it may have registered one just before
-    kill_family({pid for pid, (pidfd, _) in plugins.items() if pidfd is None or is_the_same(pid, pidfd)})
-    for _, directory in plugins.values():
+    leaders = {pid for pid, (pidfd, _, _) in plugins.items() if pidfd is None or is_the_same(pid, pidfd)}
+    kill_family(leaders, [mark for _, mark, _ in plugins.values() if mark != b"-"])
+    for _, _, directory in plugins.values():
         if directory:
             remove(directory)
 
 
-def read_messages(lifeline: socket.socket, plugins: dict[int, tuple[int | None, bytes]]) -> bool:
+def read_messages(lifeline: socket.socket, plugins: dict[int, Watched]) -> bool:
     """Take in what the host has sent; returns whether it may send more."""
     while True:
         try:
@@ -74,13 +80,14 @@ def read_messages(lifeline: socket.socket, plugins: dict[int, tuple[int | None, 
             return False
         if not message:
             return False
-        word, pid, *directory = message.split(b" ", 2)
+        word, pid, *more = message.split(b" ", 3)
         fds = [int.from_bytes(data[:4], sys.byteorder) for _, _, data in ancillary if len(data) >= 4]
         old = plugins.pop(int(pid), None)
         if old is not None and old[0] is not None:
             os.close(old[0])
         if word == b"watch":
-            plugins[int(pid)] = (fds[0] if fds else None, directory[0] if directory else b"")
+            mark, directory = (more + [b"-", b""][len(more) :])[:2]
+            plugins[int(pid)] = (fds[0] if fds else None, mark, directory)
 
 
 def is_the_same(pid: int, pidfd: int) -> bool:

@@ -110,7 +110,11 @@ class GrpcClient:
         """How brokered connections come about."""
         context, config = self._context, self._context.config
         return AnnouncedSockets(
-            send, lambda: Listener(context.socket_dir), keep_s=config.broker_timeout_s, connect_timeout_s=config.connect_timeout_s
+            send,
+            lambda: Listener(context.socket_dir),
+            keep_s=config.broker_timeout_s,
+            connect_timeout_s=config.connect_timeout_s,
+            translator=context,
         )
 
     def dispense(self, interface: Interface) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastplug.errors import RemoteProtocolError, RpcError
 from fastplug.interfaces import Interface, check_implementation
-from fastplug.net.listener import Listener
+from fastplug.net.listener import Listener, TcpListener, listen
 from fastplug.plugin import GRPCPlugin
 from fastplug.protocol import PluginContext
 from fastplug.protocols.grpc.broker import Broker, Carrier
@@ -100,8 +100,9 @@ class GrpcServer:
         self._acceptor = threading.Thread(target=self._accept, name="fastplug-grpc-accept", daemon=True)
         self._acceptor.start()
 
-    def _listen(self) -> Listener:
-        return Listener(self._context.socket_dir, self._context.socket_group)
+    def _listen(self) -> Listener | TcpListener:
+        context = self._context
+        return listen(context.config.network, socket_dir=context.socket_dir, socket_group=context.socket_group, ports=context.ports)
 
     def _make_carrier(self, send: Callable[[Any], None]) -> Carrier:
         """How brokered connections come about."""
