@@ -18,12 +18,14 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from fastplug import presets
     from fastplug.api import (
         Options,
         ServeOptions,
         Spec,
         client_of,
         empty,
+        grpc_service,
         open,  # noqa: A004  the word of the field
         proto_of,
         reattach,
@@ -151,11 +153,13 @@ __all__ = [
     "empty",
     "format_reattach",
     "grpc_plugin",
+    "grpc_service",
     "interface",
     "metadata",
     "open",
     "optional",
     "parse_reattach",
+    "presets",
     "proto_of",
     "reattach",
     "serve",
@@ -171,6 +175,7 @@ _PLACES = {
         "Spec",
         "client_of",
         "empty",
+        "grpc_service",
         "open",
         "proto_of",
         "reattach",
@@ -211,6 +216,8 @@ def __getattr__(name: str) -> object:
 
     if name not in __all__:
         raise AttributeError(f"module 'fastplug' has no attribute {name!r}")
+    if name == "presets":  # a module
+        return importlib.import_module("fastplug.presets")
     place = next((module for module, names in _PLACES.items() if name in names), "fastplug.errors")
     found: object = getattr(importlib.import_module(place), name)
     globals()[name] = found

@@ -32,12 +32,26 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fastplug.client import Client
-    from fastplug.plugin import PluginSet
+    from fastplug.plugin import GRPCPlugin, PluginSet
     from fastplug.process.runner import AttachedRunner, RunnerFactory
+    from fastplug.protocols.grpc.descriptors import Descriptors
     from fastplug.reattach_config import ReattachConfig
     from fastplug.secure import SecureConfig
 
-__all__ = ["Options", "ServeOptions", "Spec", "client_of", "empty", "open", "proto_of", "reattach", "serve", "serve_mux", "start"]
+__all__ = [
+    "Options",
+    "ServeOptions",
+    "Spec",
+    "client_of",
+    "empty",
+    "grpc_service",
+    "open",
+    "proto_of",
+    "reattach",
+    "serve",
+    "serve_mux",
+    "start",
+]
 
 T = TypeVar("T")
 
@@ -236,6 +250,27 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = "float64") -> npt
 
     found: npt.NDArray[Any] = _ndarray.empty(port.arena, shape, dtype)
     return found
+
+
+def grpc_service(name: str, implementation: object, *, descriptors: Descriptors) -> GRPCPlugin:
+    """A gRPC service of a .proto that is not at hand, as an entry of a plugin set: nothing is generated.
+
+    Args:
+        name: full name, ``package.Service``.
+        implementation: has methods named as those of the service, each called as ``method(request, context)``, on threads of the engine,
+            several at a time; ``request`` is a message, or an iterator of messages. It returns a message or a mapping of fields
+            (as ``client.service`` takes them), or an iterable of them where the method streams. Methods that it lacks are
+            UNIMPLEMENTED; it raises RpcError for a status. Its class, or a function, is called with the ``GRPCBroker`` and returns it.
+        descriptors: what the messages are: a FileDescriptorSet, such as ``client.descriptors(name)`` of another plugin gives, its bytes,
+            or modules that protoc generated.
+
+    Raises:
+        ConfigError: ``descriptors`` cannot be used; when it is served, also: they have no such service, or ``implementation`` has none of
+            its methods.
+    """
+    from fastplug.protocols.grpc.servicer import DescribedService
+
+    return DescribedService(name, implementation, descriptors)
 
 
 def proto_of(iface: Callable[..., Any]) -> str:

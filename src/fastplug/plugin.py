@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastplug.broker import GRPCBroker
     from fastplug.interfaces import Interface
 
-__all__ = ["GRPCPlugin", "InterfacePlugin", "Plugin", "PluginSet", "grpc_plugin", "served_interfaces", "set_up"]
+__all__ = ["GRPCPlugin", "InterfacePlugin", "Plugin", "PluginSet", "grpc_plugin", "made_servicer", "served_interfaces", "set_up"]
 
 T = TypeVar("T")
 
@@ -58,6 +58,8 @@ class GRPCPlugin(Plugin):
     """
 
     protocols = ("grpc",)
+    descriptor_pool: Any = None
+    """Where the plugin's reflection finds what its services are, if that is not protobuf's default pool."""
 
     def grpc_server(self, broker: GRPCBroker, server: Any) -> None:
         """The plugin's side: adds its servicers to ``server``, which generated ``add_*_to_server`` functions take for a grpc.Server.
@@ -80,13 +82,17 @@ class _Servicer(GRPCPlugin):
     def grpc_server(self, broker: GRPCBroker, server: Any) -> None:
         if self._add is None:
             raise ConfigError("grpc_plugin(stub=...) alone can be dispensed, and not served: give it add_*_to_server and a servicer, too")
-        made = self._servicer(broker) if isinstance(self._servicer, type | FunctionType | partial) else self._servicer
-        self._add(made, server)
+        self._add(made_servicer(self._servicer, broker), server)
 
     def grpc_client(self, broker: GRPCBroker, channel: Any) -> Any:
         if self._stub is None:
             raise ConfigError("grpc_plugin() without stub= can be served, and not dispensed: give it the generated ...Stub class")
         return self._stub(channel)
+
+
+def made_servicer(servicer: object, broker: GRPCBroker) -> object:
+    """The servicer; a class or a function is what makes it."""
+    return servicer(broker) if isinstance(servicer, type | FunctionType | partial) else servicer
 
 
 def grpc_plugin(

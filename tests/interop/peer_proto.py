@@ -12,8 +12,9 @@ from google.protobuf import descriptor_pb2
 
 from fastplug.protocols.grpc.descriptors import Files, files_of
 
-__all__ = ["PROTO", "SERVICE", "descriptors", "digest", "kinds", "method"]
+__all__ = ["PROTO", "SERVICE", "descriptors", "digest", "kinds", "method", "stubs"]
 
+ROOT = Path(__file__).parents[2]
 PROTO = Path(__file__).parent / "go" / "peer" / "peer.proto"
 SERVICE = "fastplug.interop.v1.Peer"
 
@@ -29,6 +30,20 @@ def descriptors() -> descriptor_pb2.FileDescriptorSet:
         arguments = [f"-I{PROTO.parent}", f"-I{standard}", f"--descriptor_set_out={out.name}", "--include_imports", PROTO.name]
         assert protoc.main(["protoc", *arguments]) == 0
         return descriptor_pb2.FileDescriptorSet.FromString(Path(out.name).read_bytes())
+
+
+@functools.cache
+def stubs() -> Path:
+    """A folder with peer_pb2.py and peer_pb2_grpc.py, as protoc makes them."""
+    import grpc_tools
+    from grpc_tools import protoc
+
+    folder = ROOT / "build" / "interop" / "stubs"
+    folder.mkdir(parents=True, exist_ok=True)
+    standard = Path(grpc_tools.__file__).parent / "_proto"
+    arguments = [f"-I{PROTO.parent}", f"-I{standard}", f"--python_out={folder}", f"--grpc_python_out={folder}", PROTO.name]
+    assert protoc.main(["protoc", *arguments]) == 0
+    return folder
 
 
 @functools.cache

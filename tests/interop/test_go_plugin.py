@@ -1,13 +1,15 @@
-"""A fastplug host drives a Go plugin that it knows nothing of: its own reflection tells what there is to call."""
+"""A fastplug host drives a plugin that it knows nothing of, in Go and in Python: its own reflection tells what there is to call."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 from collections.abc import Iterator
 
 import pytest
 from tests.interop.go_tool import built
+from tests.interop.matrix import PEER, plugin_command, plugin_environment
 from tests.interop.peer_proto import SERVICE, digest
 
 import fastplug
@@ -15,17 +17,25 @@ from fastplug.protocols.grpc.channel import Code
 
 pytestmark = pytest.mark.go
 
-PEER = fastplug.HandshakeConfig(protocol_version=1, magic_cookie_key="FASTPLUG_INTEROP", magic_cookie_value="peer")
+
+@contextlib.contextmanager
+def started(language: str) -> Iterator[fastplug.Client]:
+    if language == "Go":
+        target, env = [str(built("peer")), "plugin"], {}
+    else:
+        target, env = plugin_command(), {"PYTHONPATH": plugin_environment()["PYTHONPATH"]}
+    with fastplug.start(target, handshake=PEER, env=env) as client:
+        client.ping()  # grpcio connects with the first call
+        yield client
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[fastplug.Client]:
-    with fastplug.start([str(built("peer")), "plugin"], handshake=PEER) as started:
-        started.ping()  # grpcio connects with the first call
-        yield started
+@pytest.fixture(scope="module", params=["Go", "Python"])
+def client(request: pytest.FixtureRequest) -> Iterator[fastplug.Client]:
+    with started(request.param) as made:
+        yield made
 
 
-def test_a_go_plugin_is_driven_without_stubs(client: fastplug.Client) -> None:
+def test_a_plugin_is_driven_without_stubs(client: fastplug.Client) -> None:
     assert (client.protocol, client.negotiated_version, client.services()) == ("grpc", 1, (SERVICE,))
     assert client.pid is not None
     peer = client.service(SERVICE)
@@ -40,7 +50,7 @@ def test_a_go_plugin_is_driven_without_stubs(client: fastplug.Client) -> None:
             assert next(call).digest == digest("BidiStream", client.pid, f"n{index}", index)
 
 
-def test_go_reads_every_kind_of_field(client: fastplug.Client) -> None:
+def test_the_plugin_reads_every_kind_of_field(client: fastplug.Client) -> None:
     at = dt.datetime(2020, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
     point = {"x": 1.5, "next": {"y": 2}}
     answer = client.service(SERVICE).Echo(
@@ -63,7 +73,7 @@ def test_go_reads_every_kind_of_field(client: fastplug.Client) -> None:
     assert answer.same.WhichOneof("either") == "spot"
 
 
-def test_errors_and_deadlines_of_a_go_plugin(client: fastplug.Client) -> None:
+def test_errors_and_deadlines(client: fastplug.Client) -> None:
     assert client.pid is not None
     peer = client.service(SERVICE)
     with pytest.raises(fastplug.RpcError) as caught:
@@ -78,8 +88,9 @@ def test_errors_and_deadlines_of_a_go_plugin(client: fastplug.Client) -> None:
     assert peer.Unary(nonce="after").pid == client.pid
 
 
-def test_a_go_plugin_that_ends_in_a_call_is_told_with_its_exit_code() -> None:
-    with fastplug.start([str(built("peer")), "plugin"], handshake=PEER) as client:
+@pytest.mark.parametrize("language", ["Go", "Python"])
+def test_a_plugin_that_ends_in_a_call_is_told_with_its_exit_code(language: str) -> None:
+    with started(language) as client:
         peer = client.service(SERVICE)
         stream = peer.BidiStream()
         with pytest.raises(fastplug.PluginDied) as caught:

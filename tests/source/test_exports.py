@@ -19,7 +19,7 @@ KEPT_INSIDE: dict[str, dict[str, str]] = {
     "fastplug.interfaces": dict.fromkeys(
         ("Interface", "Method", "Parameter", "check_implementation", "interface_of", "interfaces_of"), _DESCRIPTION
     ),
-    "fastplug.plugin": dict.fromkeys(("served_interfaces", "set_up"), _DESCRIPTION),
+    "fastplug.plugin": dict.fromkeys(("made_servicer", "served_interfaces", "set_up"), _DESCRIPTION),
     "fastplug.life": dict.fromkeys(("REAP_TIMEOUT_S", "PluginLife", "live"), "the base of Client, and what it registers with"),
     "fastplug.process.runner": {"can_detach": "asked by clients; a runner says it by having detach()"},
     "fastplug.secure": {"digest_of": "reads what users write into a SecureConfig"},

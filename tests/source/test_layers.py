@@ -19,6 +19,7 @@ LAYERS = (
         "errors",
         "interfaces",
         "plugin",
+        "presets",
         "protocol",
         "reattach_config",
         "secure",

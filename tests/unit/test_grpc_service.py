@@ -5,26 +5,25 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import random
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from google.protobuf import descriptor_pb2, duration_pb2, timestamp_pb2
+from google.protobuf import descriptor_pb2, timestamp_pb2
 from google.protobuf.descriptor_pool import DescriptorPool
-from tests.fuzz.fuzz_reflection import fuzz
 from tests.interop import peer_proto
 from tests.interop.peer_proto import SERVICE
 
+from fastplug import grpc_service
 from fastplug.deadlines import deadline
-from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded, InterfaceMismatch, RemoteProtocolError, RpcError
+from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded, InterfaceMismatch, RpcError
 from fastplug.protocols.grpc.calls import Calls
 from fastplug.protocols.grpc.catalog import Catalog
 from fastplug.protocols.grpc.channel import Code, Handler, HandlerKind, Limits, MethodTable, select
-from fastplug.protocols.grpc.descriptors import Files, files_of, with_imports
-from fastplug.protocols.grpc.reflection import VERSIONS, Reflection, is_internal, reflection_methods
+from fastplug.protocols.grpc.descriptors import files_of
+from fastplug.protocols.grpc.reflection import VERSIONS, is_internal, reflection_methods
 from fastplug.protocols.grpc.stream import SocketStream
 from fastplug.protocols.grpc.streaming import AHEAD_MAX, StreamCalls
 
@@ -204,101 +203,6 @@ def test_what_carries_a_plugin_is_not_what_it_is_for() -> None:
     assert not any(map(is_internal, ("tfplugin5.Provider", "pluginx.Y", SERVICE)))
 
 
-# Files from somewhere else
-
-
-def file(name: str, *imports: str, **more: Any) -> descriptor_pb2.FileDescriptorProto:
-    return descriptor_pb2.FileDescriptorProto(name=name, package="t", syntax="proto3", dependency=imports, **more)
-
-
-def serialized(*files: descriptor_pb2.FileDescriptorProto) -> dict[str, bytes]:
-    return {one.name: one.SerializeToString() for one in files}
-
-
-@pytest.mark.parametrize(
-    ("files", "text"),
-    [
-        (serialized(file("a", "b"), file("b", "a")), "imports it"),
-        (serialized(file("a", "a")), "a imports a, which imports it"),
-        (serialized(file("a", "b")), "not there"),
-        ({"a": b"\xff\xff"}, "malformed"),
-        (
-            serialized(file("a", message_type=[descriptor_pb2.DescriptorProto(name="M"), descriptor_pb2.DescriptorProto(name="M")])),
-            "malformed",
-        ),
-        (serialized(file("a", message_type=[descriptor_pb2.DescriptorProto(name="not a name")])), "malformed"),
-    ],
-)
-def test_files_that_cannot_be_are_refused(files: dict[str, bytes], text: str) -> None:
-    with pytest.raises(RemoteProtocolError, match=text):
-        Files(files)
-
-
-def test_imports_are_fetched_and_protobufs_own_are_at_hand() -> None:
-    files = {one.name: one.SerializeToString() for one in (file("b", "c"), file("c", "google/protobuf/timestamp.proto"))}
-    asked: list[str] = []
-
-    def fetch(name: str) -> Sequence[bytes]:
-        asked.append(name)
-        return [files[name]] if name in files else []
-
-    found = with_imports([file("a", "b").SerializeToString()], fetch)
-    assert set(found) == {"a", "b", "c", "google/protobuf/timestamp.proto"}
-    assert asked == ["b", "c", "google/protobuf/timestamp.proto"]
-    Files(found)
-    with pytest.raises(RemoteProtocolError, match="files import z"):
-        with_imports([file("a", "z").SerializeToString()], lambda name: ())
-
-
-def test_a_plugin_cannot_describe_itself_without_end() -> None:
-    def fetch(name: str) -> Sequence[bytes]:
-        return [file(name, f"{name}x").SerializeToString()]
-
-    with pytest.raises(RemoteProtocolError, match="more than"):
-        with_imports([file("a", "b").SerializeToString()], fetch)
-
-
-def test_two_plugins_may_define_one_file_differently() -> None:
-    def one(field: str) -> Files:
-        message = descriptor_pb2.DescriptorProto(name="M")
-        message.field.add(name=field, number=1, type=9, label=1)
-        service = descriptor_pb2.ServiceDescriptorProto(name="S")
-        service.method.add(name="Do", input_type=".t.M", output_type=".t.M")
-        return Files(serialized(file("same.proto", message_type=[message], service=[service])))
-
-    first, second = one("a").service("t.S"), one("b").service("t.S")
-    assert first is not None
-    assert second is not None
-    assert first["Do"].request(a="x").SerializeToString() == second["Do"].request(b="x").SerializeToString()
-
-
-def test_descriptors_are_modules_sets_or_bytes() -> None:
-    assert files_of(timestamp_pb2).file_set().file[0].name == "google/protobuf/timestamp.proto"
-    assert len(files_of([timestamp_pb2, duration_pb2]).file_set().file) == 2
-    for wrong in (b"\xff\xff", [1], descriptor_pb2.FileDescriptorSet(file=[file("a", "z")])):
-        with pytest.raises(ConfigError, match="descriptors="):
-            files_of(wrong)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("answer", "error"),
-    [
-        (b"\xff\xff", RemoteProtocolError),
-        (b"", RemoteProtocolError),
-        (VERSIONS[0].response(error_response={"error_code": 13, "error_message": "m"}).SerializeToString(), RemoteProtocolError),
-        (VERSIONS[0].response(file_descriptor_response={"file_descriptor_proto": [b"\xff"]}).SerializeToString(), RemoteProtocolError),
-    ],
-)
-def test_answers_of_reflection_are_not_trusted(answer: bytes, error: type[Exception]) -> None:
-    for ask in (lambda one: one.services(), lambda one: one.files("a.B")):
-        with pytest.raises(error):
-            ask(Reflection(lambda path, request: answer))
-
-
-def test_whatever_a_peer_says_of_itself_ends_in_files_or_an_error_of_the_tree() -> None:
-    assert fuzz(random.Random(1), rounds=300) == 300
-
-
 # Calls
 
 
@@ -414,6 +318,84 @@ def test_a_service_tells_what_it_takes(peer: tuple[Any, Peer]) -> None:
         service.__reduce__()
 
 
+class Served:
+    """Peer by grpc_service: messages, mappings, generators, and what goes wrong."""
+
+    def Unary(self, request: Any, context: Any) -> Any:
+        if request.nonce == "status":
+            raise RpcError(Code.NOT_FOUND, "mine")
+        if request.nonce == "raise":
+            raise KeyError("x")
+        wrong = {"field": {"nothing": 1}, "type": timestamp_pb2.Timestamp(), "none": None}
+        return wrong.get(request.nonce, {"digest": request.nonce})
+
+    def ServerStream(self, request: Any, context: Any) -> Iterator[Any]:
+        for index in range(request.count):
+            yield {"index": index}
+        if request.nonce:
+            raise LookupError(request.nonce)
+
+    def ClientStream(self, requests: Iterator[Any], context: Any) -> Any:
+        return peer_proto.method("Unary").response(digest=",".join(request.nonce for request in requests))
+
+    def BidiStream(self, requests: Iterator[Any], context: Any) -> Any:
+        return [{"digest": request.nonce} for request in requests]
+
+
+def test_a_service_is_served_from_descriptors() -> None:
+    plugin = grpc_service(SERVICE, Served(), descriptors=peer_proto.descriptors())
+    broker: Any = object()
+    server = MethodsOf()
+    plugin.grpc_server(broker, server)
+    with connected(server.methods, reflection_methods(lambda: [SERVICE], lambda: [plugin.descriptor_pool])) as caller:
+        service: Any = Catalog(caller, "plugin", WATCHDOG_S).service(SERVICE, None)
+        assert service.Unary(nonce="n").digest == "n"
+        assert [one.index for one in service.ServerStream(count=3)] == [0, 1, 2]
+        assert service.ClientStream([{"nonce": "a"}, {"nonce": "b"}]).digest == "a,b"
+        assert [one.digest for one in service.BidiStream([{"nonce": "a"}])] == ["a"]
+        statuses = {
+            "status": (Code.NOT_FOUND, "mine"),
+            "raise": (Code.UNKNOWN, "KeyError: 'x'"),
+            "field": (Code.INTERNAL, "has no field 'nothing'"),
+            "type": (Code.INTERNAL, "returned a google.protobuf.Timestamp"),
+            "none": (Code.INTERNAL, "returned NoneType"),
+        }
+        for nonce, (code, text) in statuses.items():
+            with pytest.raises(RpcError, match=text) as caught:
+                service.Unary(nonce=nonce)
+            assert caught.value.code == code
+        with pytest.raises(RpcError, match="LookupError: late"):
+            list(service.ServerStream(count=1, nonce="late"))
+        with pytest.raises(RpcError) as caught:
+            service.Print()
+        assert caught.value.code == Code.UNIMPLEMENTED
+
+
+class MethodsOf:
+    """What a plugin adds to its server."""
+
+    def __init__(self) -> None:
+        self.methods: MethodTable = {}
+
+    def add_methods(self, methods: MethodTable) -> None:
+        self.methods = methods
+
+
+def test_what_cannot_be_served_is_told() -> None:
+    broker: Any = object()
+    made: list[object] = []
+    grpc_service(SERVICE, lambda broker: made.append(broker) or Served(), descriptors=peer_proto.descriptors()).grpc_server(
+        broker, MethodsOf()
+    )
+    assert made == [broker]
+    with pytest.raises(ConfigError, match="none of the methods"):
+        grpc_service(SERVICE, object(), descriptors=peer_proto.descriptors()).grpc_server(broker, MethodsOf())
+    with pytest.raises(ConfigError, match=f"they have: {SERVICE}"):
+        grpc_service("no.Such", Served(), descriptors=peer_proto.descriptors()).grpc_server(broker, MethodsOf())
+    with pytest.raises(ConfigError, match="descriptors="):
+        grpc_service(SERVICE, Served(), descriptors=b"\xff\xff")
+
+
 def test_fields_may_have_any_name() -> None:
     message = descriptor_pb2.DescriptorProto(name="M")
     for number, name in enumerate(("self", "message", "timeout_s", "class", "class_", "fields", "requests"), 1):
@@ -421,7 +403,8 @@ def test_fields_may_have_any_name() -> None:
     service = descriptor_pb2.ServiceDescriptorProto(name="S")
     service.method.add(name="Do", input_type=".t.M", output_type=".t.M")
     service.method.add(name="__class__", input_type=".t.M", output_type=".t.M")
-    files = descriptor_pb2.FileDescriptorSet(file=[file("odd.proto", message_type=[message], service=[service])])
+    files = descriptor_pb2.FileDescriptorSet()
+    files.file.add(name="odd.proto", package="t", syntax="proto3", message_type=[message], service=[service])
     echo = {"/t.S/Do": Handler(HandlerKind.UNARY, lambda request, context: request)}
     with connected(echo) as caller:
         odd = Catalog(caller, "plugin", WATCHDOG_S).service("t.S", files)

@@ -40,7 +40,7 @@ class MethodShape:
 
 
 class Files:
-    """A pool of its own from serialized files, whose imports must be among them.
+    """A pool of its own (``pool``) from serialized files, whose imports must be among them.
 
     Raises:
         RemoteProtocolError: they are malformed, or an import is missing or circular.
@@ -48,17 +48,17 @@ class Files:
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self._files = dict(files)
-        self._pool = descriptor_pool.DescriptorPool()
+        self.pool = descriptor_pool.DescriptorPool()
         for name in _in_order(self._files):
             try:
-                self._pool.AddSerializedFile(self._files[name])
+                self.pool.AddSerializedFile(self._files[name])
             except Exception as error:
                 raise RemoteProtocolError(f"the description of {name:.200} is malformed: {error!s:.300}") from error
 
     def service(self, name: str) -> dict[str, MethodShape] | None:
         """The methods of a service by name; None if no file has it."""
         try:
-            found: ServiceDescriptor = self._pool.FindServiceByName(name)
+            found: ServiceDescriptor = self.pool.FindServiceByName(name)
         except KeyError:
             return None
         return {method.name: self._shape(found, method) for method in found.methods}

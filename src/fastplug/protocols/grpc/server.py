@@ -9,6 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
 
+from google.protobuf import descriptor_pool
+
 from fastplug.errors import RemoteProtocolError, RpcError
 from fastplug.interfaces import Interface, check_implementation
 from fastplug.net.listener import Listener, TcpListener, listen
@@ -19,7 +21,8 @@ from fastplug.protocols.grpc.carrier import AnnouncedSockets
 from fastplug.protocols.grpc.channel import CallContext, Code, Handler, HandlerKind, Limits, select
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.errors import HOST_KEY, status_of
-from fastplug.protocols.grpc.messages import START_STREAM, ConnInfo
+from fastplug.protocols.grpc.messages import POOL, START_STREAM, ConnInfo
+from fastplug.protocols.grpc.reflection import reflection_methods
 from fastplug.protocols.grpc.schema import Rpc, schema_of
 from fastplug.protocols.grpc.services import Services
 from fastplug.protocols.grpc.stream import SocketStream
@@ -88,13 +91,16 @@ class GrpcServer:
             implemented = check_implementation(implementation, interface)
             descriptions.append(describe_interface(interface, implemented))
             self._add_interface(interface, implementation, {method.name for method in implemented}, copies)
-        for plugin in context.plugins.values():
-            if isinstance(plugin, GRPCPlugin):
-                plugin.grpc_server(self._broker, self._server)
+        services = [plugin for plugin in context.plugins.values() if isinstance(plugin, GRPCPlugin)]
+        for plugin in services:
+            plugin.grpc_server(self._broker, self._server)
         described = json.dumps({"interfaces": descriptions})
         self._services = Services(lambda: described, self._stats, self.stop, self._workers.stack)
         talk = Handler(HandlerKind.BIDI, self._broker.handle, ConnInfo.FromString, ConnInfo.SerializeToString)
-        self._server.add_methods({**self._services.methods(), START_STREAM: talk})
+        pools = [POOL, descriptor_pool.Default(), *(plugin.descriptor_pool for plugin in services if plugin.descriptor_pool)]
+        pools += [schema_of(interface).pool for interface, _ in context.interfaces]
+        reflection = reflection_methods(self._server.service_names, lambda: pools)
+        self._server.add_methods({**self._services.methods(), START_STREAM: talk, **reflection})
         self._listener = self._listen()
         self.network, self.address = self._listener.network, self._listener.address
         self._acceptor = threading.Thread(target=self._accept, name="fastplug-grpc-accept", daemon=True)

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from fastplug.deadlines import remaining_s
 from fastplug.errors import ArgumentError, DeadlineExceeded, InterfaceMismatch, RemoteProtocolError, RpcError
+from fastplug.protocols.grpc.channel import Code
 from fastplug.protocols.grpc.descriptors import Files, MethodShape
 from fastplug.protocols.grpc.fields import argument_name, fill, python_type
 from fastplug.protocols.grpc.streaming import RequestQueue, Responses, StreamCalls
@@ -101,13 +102,13 @@ class StreamingCall:
 
 
 def _only(responses: Responses) -> Any:
-    """The response of a call that must have exactly one."""
+    """The response of a call that must have exactly one. Another number is the plugin's fault, and INTERNAL by gRPC's own rules."""
     with responses:
         for response in responses:
             for _ in responses:
-                raise RemoteProtocolError("the plugin sent a second response to a call that has one")
+                raise RpcError(Code.INTERNAL, "the plugin sent a second response to a call that has one")
             return response
-    raise RemoteProtocolError("the plugin ended a call without the response that it must have")
+    raise RpcError(Code.INTERNAL, "the plugin ended the call with OK, but without the response that it must have")
 
 
 class _Method:
