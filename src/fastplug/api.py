@@ -84,6 +84,8 @@ class Options(TypedDict, total=False):
     secure: SecureConfig | None
     managed: bool
     runner: RunnerFactory | None
+    sync_stdout: ByteSink | None
+    sync_stderr: ByteSink | None
     auto_mtls: bool
     mtls_curve: Curve
     tls: Tls | None
@@ -99,6 +101,7 @@ class ServeOptions(TypedDict, total=False):
     tls_provider: Callable[[], Tls] | None
     mtls_curve: Curve
     grpc_engine: str
+    sync_fds: bool
     grpc_interceptors: Sequence[Any]
     grpc_options: Sequence[tuple[str, Any]]
     broker_timeout_s: float

@@ -68,6 +68,12 @@ LOG_BUFFER_BYTES_MAX = 64 << 20
 BLOCKS_TIMEOUT_S = 10.0
 
 
+class ByteSink(Protocol):
+    """What takes a plugin's output as bytes: a binary file, ``sys.stderr.buffer``."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class HandshakeConfig:
     """go-plugin's HandshakeConfig: what tells host and plugin that they belong together. It is no security measure.
@@ -131,12 +137,6 @@ def _known_curve(curve: str) -> None:
         raise ConfigError(f"there is no curve {curve!r} for certificates; choose one of {', '.join(CURVES)}")
 
 
-class ByteSink(Protocol):
-    """What takes a copy of a plugin's stderr: a binary file, ``sys.stderr.buffer``."""
-
-    def write(self, data: bytes, /) -> object: ...
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class UnixSocketConfig:
     """Where plugins make their Unix sockets, and who else may connect (go-plugin: UnixSocketConfig).
@@ -182,6 +182,8 @@ class ClientConfig:
         arena_limit_bytes: most shared memory that this handle may use; by default half of what the machine or cgroup allows.
         strict_zero_copy: raise CopyRequired instead of copying an array of 1 KiB or more.
         logger: where the plugin's output goes; by default ``fastplug.plugin.<name>``.
+        sync_stdout, sync_stderr: get what a plugin over gRPC prints, byte by byte, on a thread of their own (go-plugin: SyncStdout,
+            SyncStderr). Without them it is logged.
         auto_mtls: host and plugin make one-time certificates and let nobody else in (go-plugin: AutoMTLS). Over the fast protocol the
             connection is private as it is.
         mtls_curve: of the one-time certificate: "P-256", "P-384" or "P-521", which go-plugin itself uses.
@@ -228,6 +230,8 @@ class ClientConfig:
     secure: SecureConfig | None = None
     managed: bool = True
     runner: Callable[..., Any] | None = None
+    sync_stdout: ByteSink | None = None
+    sync_stderr: ByteSink | None = None
     auto_mtls: bool = False
     mtls_curve: Curve = "P-256"
     tls: Tls | None = None
@@ -320,6 +324,8 @@ class ServeConfig:
             only protocol, and AutoMTLS is not answered.
         mtls_curve: of the one-time certificate that answers a host's AutoMTLS: "P-256", "P-384" or "P-521".
         grpc_engine: what carries gRPC: "auto" or an engine's name ("grpcio").
+        sync_fds: a host that streams stdout and stderr (all of go-plugin do) gets what is printed in Python; True: also what C code and
+            children write to descriptors 1 and 2.
         grpc_interceptors, grpc_options: as for ``grpc.server``; they see the calls of fastplug's own services, too.
         broker_timeout_s: how long a ``GRPCBroker`` waits for the host, in seconds (go-plugin: 5).
         network: where a plugin that speaks gRPC listens: "unix", or "tcp" on 127.0.0.1 in the host's port range, which any user of the
@@ -335,6 +341,7 @@ class ServeConfig:
     tls_provider: Callable[[], Tls] | None = None
     mtls_curve: Curve = "P-256"
     grpc_engine: str = "auto"
+    sync_fds: bool = False
     grpc_interceptors: Sequence[Any] = ()
     grpc_options: Sequence[tuple[str, Any]] = ()
     broker_timeout_s: float = BROKER_TIMEOUT_S

@@ -113,6 +113,7 @@ class Launch:
             socket_dir=self.socket_dir,
             socket_group=config.unix_socket.group if config.unix_socket is not None else None,
             family=family_marks(os.environ.get("FASTPLUG_FAMILY", ""), self.mark),
+            stream_stdio=config.sync_stdout is not None or config.sync_stderr is not None,
             # print() is INFO: it must reach the last lines that an error shows, also when the logger would drop it
             log_level=min(logger.getEffectiveLevel(), logging.INFO),
         )

@@ -26,6 +26,7 @@ from fastplug.plugin import InterfacePlugin, PluginSet, served_interfaces, set_u
 from fastplug.process.stdio import PluginStdio
 from fastplug.process.terminal import enable_debuggers
 from fastplug.protocol import PluginContext, ServerProtocol, protocol_named
+from fastplug.protocols.grpc.stdio import StdioFeed, streamed, streamed_descriptors
 from fastplug.reattach_config import ReattachConfig, format_reattach
 from fastplug.shm._segment import available
 from fastplug.shm.watcher import watcher
@@ -97,8 +98,11 @@ def serve_config(config: ServeConfig) -> None:
             stack.callback(_remove_if_empty, environment.socket_dir)
         stack.callback(enable_debuggers())
         stack.enter_context(set_up(served))  # before the line is printed
-        server, name, cert = _make_server(config, environment, versions[version], served)
+        feed = StdioFeed() if environment.stream_stdio else None
+        server, name, cert = _make_server(config, environment, versions[version], served, feed)
         stack.callback(server.close)
+        if feed is not None and name == "grpc":
+            stack.enter_context(streamed_descriptors(feed) if config.sync_fds else streamed(feed))
         multiplex = False if environment.multiplex else None
         line = HandshakeLine(version, server.network, server.address, name, server_cert=cert, multiplex=multiplex)
         with _deaf_to_interrupts(), _watching_host(config, server):
@@ -181,7 +185,11 @@ def _started_by_hand(config: ServeConfig) -> str:
 
 
 def _make_server(
-    config: ServeConfig, environment: PluginEnvironment, plugins: PluginSet, served: list[tuple[Interface, Any]]
+    config: ServeConfig,
+    environment: PluginEnvironment,
+    plugins: PluginSet,
+    served: list[tuple[Interface, Any]],
+    feed: StdioFeed | None = None,
 ) -> tuple[ServerProtocol, str, bytes]:
     """The fast protocol when it can carry the set and the offer is honoured, else the first one that a go-plugin host speaks.
 
@@ -192,6 +200,7 @@ def _make_server(
         config=config,
         interfaces=served,
         plugins=plugins,
+        stdio=feed,
         socket_dir=environment.socket_dir,
         socket_group=environment.socket_group,
         ports=environment.ports() if config.network == "tcp" else (0, 0),

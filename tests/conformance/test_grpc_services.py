@@ -212,6 +212,55 @@ def test_the_end_ends_what_was_brokered(pair: tuple[str, str]) -> None:
         client.channel  # noqa: B018
 
 
+class Sink:
+    """What a host gives as sync_stdout=."""
+
+    def __init__(self) -> None:
+        self.text = b""
+
+    def write(self, data: bytes) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("descriptors", [False, True], ids=["python", "descriptors"])
+def test_what_is_printed_reaches_the_host_as_bytes(caplog: pytest.LogCaptureFixture, *, descriptors: bool) -> None:
+    out, err = Sink(), Sink()
+    caplog.set_level("INFO")
+    made = options("auto", "auto", {"sync_fds": descriptors}, sync_stdout=out, sync_stderr=err)
+    with fastplug.start(COMMAND, **made) as client:
+        stub = client.dispense("ledger")
+        stub.Print(ledger_pb2.Text(out="first\nü", err="wrong"))
+        stub.Print(ledger_pb2.Text(raw="raw\n"))
+        stub.Print(ledger_pb2.Text(out="x" * 200_000 + "last"))
+    logged = [record.getMessage() for record in caplog.records if record.name == "fastplug.plugin.ledger"]
+    raw = b"raw\n" if descriptors else b""
+    assert (out.text, err.text) == ("first\nü\n".encode() + raw + b"x" * 200_000 + b"last\n", b"wrong\n" + raw)
+    assert [text for text in logged if text == "raw"] == ([] if descriptors else ["raw", "raw"])
+
+
+def test_without_a_sink_what_is_printed_is_logged(client: fastplug.Client, stub: Any, caplog: pytest.LogCaptureFixture) -> None:
+    seen = threading.Event()
+    caplog.handler.addFilter(lambda record: seen.set() or True if record.getMessage() == "to the log" else True)
+    with caplog.at_level("INFO"):
+        stub.Print(ledger_pb2.Text(out="to the log"))
+        assert seen.wait(EVENT_TIMEOUT_S)
+
+
+def test_a_sink_that_raises_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def write(self, data: bytes) -> None:
+            raise OSError("disk full")
+
+    caplog.set_level("INFO")
+    with fastplug.start(COMMAND, **options("auto", "auto", sync_stdout=Broken())) as client:
+        stub = client.dispense("ledger")
+        stub.Print(ledger_pb2.Text(out="one"))
+        stub.Print(ledger_pb2.Text(out="two"))
+    messages = [record.getMessage() for record in caplog.records]
+    assert len([text for text in messages if "sync_stdout= raised" in text]) == 1
+    assert "two" in messages
+
+
 def test_dial_options_win(pair: tuple[str, str]) -> None:
     small = (("grpc.max_receive_message_length", 1000),)
     with fastplug.start(COMMAND, **options(*pair, grpc_dial_options=small)) as client:

@@ -48,6 +48,7 @@ _PROTOCOL_VARIABLES: Final = (
     "PLUGIN_UNIX_SOCKET_DIR",
     "FASTPLUG_OFFER",
     "FASTPLUG_LOG_LEVEL",
+    "FASTPLUG_STDIO",
 )
 
 # A plugin that is a host of plugins, and so on: deeper than anyone builds, and the variable stays below 300 bytes.
@@ -203,6 +204,7 @@ def host_environment(
     socket_group: str | None = None,
     log_level: int | None = None,
     family: str | None = None,
+    stream_stdio: bool = False,
 ) -> dict[str, str]:
     """The environment of a plugin to start.
 
@@ -223,6 +225,7 @@ def host_environment(
         "FASTPLUG_OFFER": offer.format() if offer is not None else None,
         "FASTPLUG_LOG_LEVEL": str(log_level) if log_level is not None else None,
         "FASTPLUG_FAMILY": family,
+        "FASTPLUG_STDIO": "stream" if stream_stdio else None,
     }
     if not handshake.magic_cookie_value:
         raise ConfigError("the handshake has no magic cookie value. Set HandshakeConfig.magic_cookie_key and magic_cookie_value.")
@@ -252,7 +255,9 @@ class PluginEnvironment:
     """What a plugin finds in its environment.
 
     ``versions`` is empty under a host that offers none; ``invalid_versions`` are items of the list that are no numbers;
-    ``log_level`` is a logging level or None; ``remove`` are the names to take out of ``os.environ`` once serving is decided.
+    ``log_level`` is a logging level or None; ``stream_stdio`` whether the host reads stdout and stderr over gRPC rather than in the log
+    (only a fastplug host, which names a log level, can say that it does not); ``remove`` are the names to take out of ``os.environ``
+    once serving is decided.
     """
 
     cookie: str | None
@@ -266,6 +271,7 @@ class PluginEnvironment:
     socket_dir: str | None
     socket_group: str | None
     log_level: int | None
+    stream_stdio: bool
     remove: tuple[str, ...]
 
     def ports(self) -> tuple[int, int]:
@@ -301,6 +307,7 @@ def plugin_environment(environ: Mapping[str, str], *, cookie_key: str) -> Plugin
         socket_dir=environ.get("PLUGIN_UNIX_SOCKET_DIR") or None,
         socket_group=environ.get("PLUGIN_UNIX_SOCKET_GROUP") or None,
         log_level=_log_level(environ.get("FASTPLUG_LOG_LEVEL", "")),
+        stream_stdio="FASTPLUG_LOG_LEVEL" not in environ or environ.get("FASTPLUG_STDIO") == "stream",
         remove=tuple(name for name in (cookie_key, *_PROTOCOL_VARIABLES) if name in environ),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,10 @@ from fastplug.protocols.grpc.catalog import Catalog
 from fastplug.protocols.grpc.channel import Channel, Code, Limits, select
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.errors import HOST_KEY, Malformed, remote_error_in
+from fastplug.protocols.grpc.host_stdio import HostStdio
 from fastplug.protocols.grpc.messages import DESCRIBE, HEALTH_CHECK, SHUTDOWN, STACK, STATS, Empty, HealthRequest, Json
 from fastplug.protocols.grpc.schema import Rpc, schema_of
+from fastplug.protocols.grpc.stdio import STDERR, STDOUT
 from fastplug.protocols.grpc.stream import SocketStream
 from fastplug.protocols.grpc.streaming import StreamCalls
 from fastplug.protocols.grpc.values import ArrayCopies
@@ -51,6 +54,8 @@ __all__ = ["GrpcClient"]
 AUTHORITY = "unused"
 # Shutdown is answered at once or never: the plugin's main thread is not needed for it.
 SHUTDOWN_TIMEOUT_S = 2.0
+# What a plugin that has ended had printed is in the socket already.
+STDIO_SETTLE_TIMEOUT_S = 0.5
 # stats() must not hang on a plugin that hangs; a healthy one answers in milliseconds.
 STATS_TIMEOUT_S = 1.0
 # A stack may delay the error of a deadline by this much.
@@ -92,6 +97,9 @@ class GrpcClient:
         self.streams = StreamCalls(self.channel, self._calls.post, announced)
         self.catalog = Catalog(self, f"plugin {context.name!r}", config.connect_timeout_s)
         self._conversation = Conversation(self.channel, self.broker)
+        sinks = {STDOUT: config.sync_stdout, STDERR: config.sync_stderr}
+        logger = config.logger or logging.getLogger(f"fastplug.plugin.{context.name}")
+        self._stdio = HostStdio(self.channel, {number: sink for number, sink in sinks.items() if sink is not None}, logger)
         self._await_ready()
 
     def _await_ready(self) -> None:
@@ -241,7 +249,8 @@ class GrpcClient:
             self._shutdown = self._calls.send(SHUTDOWN, Empty().SerializeToString(), SHUTDOWN_TIMEOUT_S)
 
     def peer_exited(self) -> None:
-        """Every waiting call ends."""
+        """Every waiting call ends; what it had printed is taken first."""
+        self._stdio.join(STDIO_SETTLE_TIMEOUT_S)
         self.close()
 
     def close(self) -> None:
@@ -253,6 +262,7 @@ class GrpcClient:
             self.streams.close()
             self._calls.close()
             self._conversation.join()
+            self._stdio.join()
             self._shutdown = None
 
     def stats(self) -> dict[str, Any]:

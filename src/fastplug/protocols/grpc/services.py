@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,11 +22,11 @@ from fastplug.protocols.grpc.messages import (
     Json,
     StdioData,
 )
+from fastplug.protocols.grpc.stdio import StdioFeed
 
-__all__ = ["STDERR", "STDOUT", "Services"]
+__all__ = ["Services"]
 
 SERVING = 1
-STDOUT, STDERR = 1, 2
 # go-plugin sets "plugin"; "" stands for the whole server by the health protocol.
 _HEALTHY = ("plugin", "")
 
@@ -37,8 +35,8 @@ class Services:
     """The internal services of one plugin.
 
     Args: ``describe`` gives the JSON of the interfaces, ``stats`` that of the counters; ``shutdown`` is told, once or more, that the
-    host wants the end; ``stack`` says where the call of that number is; ``stdio`` has (STDOUT or STDERR, bytes) for a host that streams
-    them, None when there is nothing to stream.
+    host wants the end; ``stack`` says where the call of that number is; ``stdio`` has what is printed, for a host that streams it, None
+    when there is nothing to stream.
     Handlers run on the engine's threads; ``end`` may be called from any.
     """
 
@@ -48,7 +46,7 @@ class Services:
         stats: Callable[[], str],
         shutdown: Callable[[], None],
         stack: Callable[[str], str],
-        stdio: queue.Queue[tuple[int, bytes] | None] | None = None,
+        stdio: StdioFeed | None = None,
     ) -> None:
         self._describe = describe
         self._stats = stats
@@ -79,8 +77,7 @@ class Services:
             for event in self._held:
                 event.set()
         if self._stdio is not None:
-            with contextlib.suppress(queue.Full):  # then its reader is not waiting for more
-                self._stdio.put_nowait(None)
+            self._stdio.end()
 
     def _check(self, request: Any, context: CallContext) -> Any:
         if request.service not in _HEALTHY:
@@ -97,15 +94,14 @@ class Services:
 
     def _stream(self, request: Any, context: CallContext) -> Iterator[Any]:
         """Held open as long as the host listens: a go-plugin host takes its end for a plugin that went away."""
-        held = self._hold(context)
-        if self._stdio is None:
-            held.wait()
+        feed = self._stdio
+        if feed is None:
+            self._hold(context).wait()
             return
-        context.add_callback(lambda: self._stdio.put(None) if self._stdio is not None else None)
-        while not held.is_set():
-            item = self._stdio.get()  # ended by the None of end() or of the call's end
-            if item is not None:
-                yield StdioData(channel=item[0], data=item[1])
+        reader = object()
+        if context.add_callback(lambda: feed.leave(reader)):
+            for channel, data in feed.read(reader):
+                yield StdioData(channel=channel, data=data)
 
     def _hold(self, context: CallContext) -> threading.Event:
         """An event that is set when the call, or the plugin, ends."""
