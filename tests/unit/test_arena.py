@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.two_ends import attached
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.unit.two_ends import SOON_S, attached
 
 from fastplug.errors import ArenaExhausted, RemoteProtocolError
 from fastplug.shm import _arena
-from fastplug.shm._arena import MAX_TABLES, MIN_BLOCK_BYTES, TABLE_SLOTS, Arena, Ledger, size_class_bytes
+from fastplug.shm._arena import Arena
 from fastplug.shm._borrowed import Borrowed
+from fastplug.shm._loans import MAX_TABLES, TABLE_SLOTS, Ledger
 from fastplug.shm._segment import PAGE_BYTES, Segment
+from fastplug.shm._space import Space, size_of_block
 
 MIB = 1 << 20
+MIN_BLOCK_BYTES = 1024
+EXACT_BYTES = 16 * MIB
 
 
 @given(st.integers(1, 1 << 40))
 def test_size_classes(size: int) -> None:
     """At least what was asked for, at most a quarter more, and the size of a class is in that class."""
-    got = size_class_bytes(size)
+    got = size_of_block(size)
     assert size <= got
-    assert got <= max(MIN_BLOCK_BYTES, size + (size + 3) // 4)
-    assert size_class_bytes(got) == got
+    assert got <= max(MIN_BLOCK_BYTES, size + (size + 3) // 4) if size < EXACT_BYTES else got < size + PAGE_BYTES
+    assert size_of_block(got) == got
 
 
 def test_memory_comes_back_and_is_used_again() -> None:
@@ -37,9 +44,12 @@ def test_memory_comes_back_and_is_used_again() -> None:
         "segments": 1,
         "bytes": MIB,
         "limit_bytes": 8 * MIB,
+        "free_bytes": MIB - sum(map(size_of_block, (1, 5000, 100_000, 300_000))),
+        "scarce": False,
         "blocks": 4,
         "blocks_in_use": 0,
         "blocks_lent": 0,
+        "oldest_lent": None,
     }
 
 
@@ -142,3 +152,110 @@ def test_retired_of_nothing() -> None:
     for segment_id in (0, 7, 1 << 31):
         arena.retired(segment_id, ledger)
     assert arena.total_bytes == MIB
+
+
+def test_a_mix_of_sizes_does_not_use_an_arena_up() -> None:
+    """Blocks are split and merged: what was given back in one size is had again in any other."""
+    arena = Arena(4 * MIB, 4 * MIB)
+    for size in (1000, 3 * MIB, 20_000, 2 * MIB, 1500, 100_000, 3 * MIB, 1024):
+        leases = [arena.allocate(size) for _ in range(int(3.3 * MIB) // size_of_block(size))]
+        assert arena.stats()["blocks_in_use"] == len(leases) >= 1
+        del leases
+    small = [arena.allocate(1000) for _ in range(100)]  # they live on, at one end
+    for _ in range(50):
+        for size in (MIB, 3 * MIB, 2 * MIB + 5, 70_000):
+            del small[:1]
+            small.append(arena.allocate(1000))
+            large = arena.allocate(size)
+            del large
+    assert arena.stats()["bytes"] == 4 * MIB
+
+
+def test_large_blocks_are_exact_and_used_again_only_where_they_fit() -> None:
+    arena = Arena(256 * MIB, MIB)
+    first = arena.allocate(EXACT_BYTES + 1)
+    assert sum(arena.stats()[key] for key in ("bytes", "free_bytes")) >= EXACT_BYTES
+    (block,) = [key for key, count in _arena.lease_counts(arena).items() if count == (1, 0)]
+    del first
+    second = arena.allocate(EXACT_BYTES + 100)
+    assert _arena.lease_counts(arena) == {block: (1, 0)}
+    longer = arena.allocate(EXACT_BYTES + 2 * PAGE_BYTES)
+    assert arena.stats()["blocks_in_use"] == 2
+    del second, longer
+
+
+def test_the_next_segment_is_made_ahead_of_time() -> None:
+    arena = Arena(64 * MIB, MIB, ahead=True)
+    leases = [arena.allocate(100_000) for _ in range(9)]
+    deadline = time.monotonic() + SOON_S
+    while arena.stats()["segments"] == 1 and time.monotonic() < deadline:
+        time.sleep(0.001)  # the thread announces nothing here that could be waited for
+    assert arena.stats()["segments"] == 2
+    assert arena.stats()["bytes"] == 2 * MIB
+    leases.clear()
+    arena.close()
+
+
+def test_scarcity_begins_at_the_mark_and_ends_when_memory_comes_back() -> None:
+    arena = Arena(4 * MIB, MIB)
+    leases = []
+    while not arena.scarce:
+        leases.append(arena.allocate(100_000))
+    assert 2.5 * MIB < sum(size_of_block(100_000) for _ in leases) < 3.5 * MIB
+    leases.clear()
+    for _ in range(_arena.SCARCE_LOOKS + 1):
+        arena.allocate(1000)
+    assert not arena.scarce
+
+
+def test_a_hundred_thousand_small_leases() -> None:
+    arena = Arena(512 * MIB)
+    leases = [arena.allocate(1024) for _ in range(100_000)]
+    assert arena.stats()["blocks_in_use"] == 100_000
+    for lease in range(0, 100_000, 2):
+        leases[lease] = None  # type: ignore[call-overload]
+    large = arena.allocate(100 * MIB)
+    assert arena.stats()["blocks_in_use"] == 50_001
+    leases.clear()
+    del large, lease
+
+
+class SpaceModel(RuleBasedStateMachine):
+    """Against a set of free bytes, in units of 256."""
+
+    UNITS = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.space = Space(self.UNITS * 256)
+        self.free = set(range(self.UNITS))
+        self.taken: list[tuple[int, int]] = []
+
+    @rule(units=st.integers(1, 12), align=st.sampled_from([1, 2, 4]), from_end=st.booleans())
+    def take(self, units: int, align: int, from_end: bool) -> None:
+        places = [at for at in range(0, self.UNITS - units + 1, align) if self.free.issuperset(range(at, at + units))]
+        got = self.space.take(units * 256, align * 256, from_end)
+        if not places:
+            assert got == -1
+            return
+        assert got == (places[-1] if from_end else places[0]) * 256
+        self.free -= set(range(got // 256, got // 256 + units))
+        self.taken.append((got, units))
+
+    @precondition(lambda self: self.taken)
+    @rule(data=st.data())
+    def give(self, data: st.DataObject) -> None:
+        at, units = self.taken.pop(data.draw(st.integers(0, len(self.taken) - 1)))
+        self.space.give_back(at, units * 256)
+        self.free |= set(range(at // 256, at // 256 + units))
+
+    @invariant()
+    def the_same_bytes_are_free(self) -> None:
+        extents = self.space.extents()
+        assert {unit for start, end in extents for unit in range(start // 256, end // 256)} == self.free
+        assert all(end < start for (_, end), (start, _) in itertools.pairwise(extents)), "two neighbours are not merged"
+        assert self.space.free_bytes == len(self.free) * 256
+
+
+TestSpace = SpaceModel.TestCase
+TestSpace.settings = settings(max_examples=40, stateful_step_count=40)

@@ -24,7 +24,7 @@ from fastplug.protocols._serve import Server
 from fastplug.protocols.fast.control import Control, Message
 from fastplug.protocols.fast.memory import PeerLeft, SharedMemory
 from fastplug.shm import _ndarray
-from fastplug.shm._arena import TABLE_SLOTS
+from fastplug.shm._loans import TABLE_SLOTS
 from fastplug.shm._segment import Segment
 from fastplug.shm.watcher import wake_until_awake, watcher
 

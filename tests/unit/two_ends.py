@@ -13,9 +13,10 @@ from fastplug.interfaces import Interface
 from fastplug.protocols._call import Caller, Remote
 from fastplug.protocols._serve import Server
 from fastplug.shm import _lane
-from fastplug.shm._arena import TABLE_SLOTS, Arena, Ledger
+from fastplug.shm._arena import Arena
 from fastplug.shm._borrowed import Borrowed
 from fastplug.shm._lane import Lane
+from fastplug.shm._loans import TABLE_SLOTS, Ledger
 from fastplug.shm._port import ArenaPort
 from fastplug.shm._segment import Segment
 from fastplug.shm.watcher import wake_until_awake

@@ -1,293 +1,107 @@
-"""The arena: blocks of shared memory, lent to peers and taken back without a system call or a lock.
+"""The arena: shared memory that this process owns, cut into blocks, lent to peers and taken back without a system call or a lock.
 
-Theory. A block is named in frames; each naming is a lease that the receiver must give back once. The owner counts ``sent`` per peer in
-its private memory; the receiver counts ``returned`` in a table segment of its own, which the owner maps read-only. The two are equal
-when nothing is out. After a crash the owner drops what it had sent there; nothing shared needs repair.
+A block that nobody has any more is given out again whole to whoever wants its size class: no cut, no page fault, and the memory is warm. When
+none fits, one is cut from the free bytes of a segment (_space.pyx). When no segment has room, idle blocks are dissolved, which merges them with
+their neighbours, so a mix of sizes does not use an arena up. Only then a new segment is made.
 
-A block that comes back to its owner in a frame (form HOME) is protected by the sender's lease until the owner's ``head`` is past that frame
-(Lane.hold); by then the owner has a local lease of its own.
-
-This module is the owner's side; _borrowed.pyx is the reader's, _port.pyx joins the two to a connection. The GIL guards Arena, Ledger and
-Borrowed; leases may end on any thread.
+_loans.pyx has the books. The GIL guards Arena, Ledger and Borrowed: between two calls of Python code an arena is whole. Objects that the
+garbage collector tracks are made before an arena is changed, because in Python 3.11 making one may run finalizers, which end leases.
 """
 
 import collections
+import logging
 import threading
 
-cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 
-from fastplug._wire cimport MESSAGE_MAX, ArrayPort, Codec, Decoder, Encoder
-from fastplug.shm._lane cimport Lane
+from fastplug.shm._loans cimport borrowers_of, watch
 from fastplug.shm._segment cimport Segment
+from fastplug.shm._space cimport PAGE_BYTES, SMALL_BYTES, Space, block_bytes, size_class_of
 
-from fastplug.errors import ArenaExhausted, RemoteProtocolError
+from fastplug.errors import ArenaExhausted
 from fastplug.shm._segment import MAX_SEGMENT_BYTES
 from fastplug.shm._segment import Segment as SegmentType
 
-cdef extern from "_atomics.h" nogil:
-    uint64_t fp_load_returned(const uint64_t*)
-    int fp_fork_init()
-    uint32_t fp_mark()
-    int fp_is_home(uint32_t)
+_log = logging.getLogger("fastplug.arena")
 
 # An arena starts with one segment of this size, made before the first call.
 FIRST_SEGMENT_BYTES = 4 << 20
-# Later ones at least double what there is, up to this: few segments, few descriptors, little waste.
+# Later ones at least double what there is, up to this, or to a part of the limit: few segments, few descriptors, little waste.
 GROWTH_BYTES = 64 << 20
+GROWTH_FRACTION = 128
 # A receiver keeps at most this many segments of one peer mapped: each costs a descriptor.
 MAX_SEGMENTS = 256
-# Slots of one table: 64 KiB of counters. Blocks lent at the same time to one peer; beyond it a further table is asked for.
-TABLE_SLOTS = 8192
-MAX_TABLES = 16
-# How many of the oldest lent blocks are looked at before new memory is cut: bounds the cost of an allocation.
+# How many of the oldest lent blocks are looked at before memory is cut: bounds the cost of an allocation.
 RECYCLE_LOOKS = 16
-
-MIN_BLOCK_BYTES = 1024
-PAGE_BYTES = 4096
-cdef int _MIN_BITS = 10
-
-if fp_fork_init():
-    raise ImportError("MADV_WIPEONFORK is missing: shared memory needs Linux 4.14 or later")
-
-
-cdef int _size_class(uint64_t bytes):
-    """Four classes per doubling: at most a quarter of a block is unused."""
-    cdef int bits = _MIN_BITS
-    cdef uint64_t base, step
-    if bytes <= <uint64_t>1 << _MIN_BITS:
-        return 0
-    while (<uint64_t>2 << bits) < bytes:
-        bits += 1
-    base = <uint64_t>1 << bits
-    step = base >> 2
-    return (bits - _MIN_BITS) * 4 + <int>((bytes - base + step - 1) // step)
+# Making a segment takes about 1 ms per MiB: 64 GiB in this time.
+GROW_TIMEOUT_S = 60.0
+# The next segment is made ahead of time when less than this part of the memory is free, up to half of the limit.
+AHEAD_FRACTION = 8
+# Less than this part of the limit is to be had: the high-water mark. While it lasts, this many allocations lie between two looks.
+SCARCE_FRACTION = 4
+SCARCE_LOOKS = 32
 
 
-cdef uint64_t _class_bytes(int size_class):
-    cdef uint64_t base = <uint64_t>1 << (_MIN_BITS + size_class // 4)
-    return base + (base >> 2) * (size_class % 4)
 
-
-def size_class_bytes(bytes: int) -> int:
-    """The size of the block that ``bytes`` bytes get."""
-    return _class_bytes(_size_class(bytes))
-
-
-cdef class Block:
-    """A piece of an arena's segment."""
-
-    def __cinit__(self):
-        self.loans = []
-
-    cdef bint idle(self):
-        cdef Loan loan
-        if self.local:
-            return False
-        for loan in self.loans:
-            if loan.out():
-                return False
-        return True
-
-
-cdef class Loan:
-    """One block, one peer."""
-
-    cdef bint out(self):
-        # SYNC POINT LEASE: after this load the peer no longer reads the block.
-        return not self.ledger.closed and fp_load_returned(self.returned) != self.sent
-
-
-@cython.freelist(64)
-@cython.no_gc
-cdef class OwnLease:
-    """A local lease of an own block; arrays over the block keep it alive."""
-
-    def __dealloc__(self):
-        if self.block is not None and fp_is_home(self.mark):
-            self.block.arena.let_go(self.block)
-
-
-cdef OwnLease own_lease(Block block):
-    cdef OwnLease lease = OwnLease.__new__(OwnLease)
-    lease.block = block
-    lease.mark = fp_mark()
-    block.local += 1
-    return lease
-
-
-cdef class Ledger:
-    """What one peer has of an arena.
-
-    Args:
-        arena: ours.
-        peer: its name, for error texts.
-        announce: called with (segment id, Segment) before the peer sees a segment named for the first time.
-    """
-
-    def __init__(self, arena: Arena, peer: str, announce):
-        self.arena = arena
-        self.peer = peer
-        self.announce = announce
-        self.loans = []
-        self.free_slots = []
-        self.tables = []
-        self.retired_counts = []
-        self.announced = set()
-        self.announcing = threading.Lock()
-        arena.ledgers.append(self)
-
-    def add_table(self, table: Segment, slots: int) -> None:
-        """The peer made a table of ``slots`` counters. Raises RemoteProtocolError when it cannot hold them."""
-        if not 0 < slots <= TABLE_SLOTS * MAX_TABLES or table.bytes < slots * 8 or len(self.tables) >= MAX_TABLES or slots % 512:
-            raise RemoteProtocolError(f"{self.peer} announced a table of {slots} slots in {table.bytes} bytes")
-        if self.tables and slots != TABLE_SLOTS:
-            raise RemoteProtocolError(f"{self.peer} announced a further table of {slots} slots instead of {TABLE_SLOTS}")
-        self.tables.append((self.slots, slots, table))
-        self.slots += slots
-
-    def mark_announced(self, segment_id: int) -> None:
-        """The segment travelled with HELLO."""
-        self.announced.add(segment_id)
-
-    def announced_segment(self, segment_id: int) -> Segment | None:
-        """The segment, when this peer was told of it and it is still there."""
-        return self.arena.segments[segment_id] if segment_id in self.announced else None
-
-    cdef int tell(self, Block block) except -1:
-        if block.segment_id not in self.announced:
-            self._announce(block.segment_id, block.segment)
-        return 0
-
-    def _announce(self, segment_id, segment):
-        with self.announcing:           # whoever comes second goes on only when the message is in the socket
-            if segment_id not in self.announced:
-                self.announce(segment_id, segment)
-                self.announced.add(segment_id)
-
-    def announce_all(self) -> None:
-        """Tells the peer of every segment that there is, so that it can map them before a frame names them."""
-        for segment_id, segment in enumerate(list(self.arena.segments)):
-            if segment is not None and not self.closed:
-                self._announce(segment_id, segment)
-
-    cdef Loan loan(self, Block block):
-        """The loan of this block to this peer, made when there is none; None when all slots are in use."""
-        cdef Loan loan
-        for loan in block.loans:
-            if loan.ledger is self:
-                return loan
-        if not self.free_slots and <uint64_t>len(self.loans) == self.slots:
-            self._forget_idle()
-        if self.free_slots:
-            slot = self.free_slots.pop()
-        elif <uint64_t>len(self.loans) < self.slots:
-            slot = len(self.loans)
-            self.loans.append(None)
-            self.retired_counts.append(0)
-        else:
-            return None
-        loan = Loan.__new__(Loan)
-        loan.block = block
-        loan.ledger = self
-        loan.slot = slot
-        loan.sent = self.retired_counts[slot]
-        for first, count, table in self.tables:
-            if first <= slot < first + count:
-                loan.returned = <const uint64_t*>(<Segment>table).base + <Py_ssize_t>(slot - first)
-        self.loans[slot] = loan
-        block.loans.append(loan)
-        return loan
-
-    cdef Loan at(self, uint64_t slot):
-        """The loan that a peer names. RemoteProtocolError when nothing is lent there."""
-        cdef Loan loan = self.loans[slot] if slot < <uint64_t>len(self.loans) else None
-        if loan is None or not loan.out():
-            raise RemoteProtocolError(f"{self.peer} names slot {slot}, where no block is lent to it")
-        return loan
-
-    cdef int _forget(self, Loan loan) except -1:
-        """The block is idle and its segment goes: the slot is free for another one, its counter goes on."""
-        self.loans[loan.slot] = None
-        self.retired_counts[loan.slot] = loan.sent
-        self.free_slots.append(loan.slot)
-        return 0
-
-    cdef int _forget_idle(self) except -1:
-        """All slots are in use: those of blocks that the peer has given back are free for others."""
-        cdef Loan loan
-        for loan in list(self.loans):
-            if loan is not None and not loan.out() and not loan.block.local:
-                loan.block.loans.remove(loan)
-                self._forget(loan)
-        return 0
-
-    def close(self) -> None:
-        """The peer is gone: what it had is back."""
-        cdef Loan loan
-        if self.closed:
-            return
-        self.closed = True
-        for loan in self.loans:
-            if loan is not None:
-                loan.block.loans.remove(loan)
-        self.loans = []
-        self.tables = []
-        if self in self.arena.ledgers:
-            self.arena.ledgers.remove(self)
-        for segment_id in list(self.arena.retiring):
-            self.arena.retired(segment_id, self)
-
-    @property
-    def tables_known(self) -> int:
-        """How many tables of the peer are mapped."""
-        return len(self.tables)
-
-    @property
-    def lent(self) -> int:
-        """Blocks that are out at this moment."""
-        return sum(1 for loan in self.loans if loan is not None and (<Loan>loan).out())
-
-
-cdef class Arena:
+cdef class Arena(Owner):
     """Shared memory that this process owns and lends.
 
     Args:
         limit_bytes: most memory in segments; beyond it ArenaExhausted.
         first_bytes: size of the segment made at once.
-        await_room: called with a number of bytes while peers are asked to give up segments; waits, bounded, until they fit.
+        ahead: the next segment is made, and announced, on a thread before this one is used up.
+        lasting: the first segment is never given back to the system: connections that come later get it with HELLO.
     """
 
-    def __init__(self, limit_bytes: int, first_bytes: int = FIRST_SEGMENT_BYTES, await_room=None):
+    def __init__(self, limit_bytes: int, first_bytes: int = FIRST_SEGMENT_BYTES, *, ahead: bool = False, lasting: bool = False):
         self.limit_bytes = limit_bytes
+        self.ahead = ahead
+        self.lasting = 1 if lasting else 0
         self.segments = []
-        self.used = []
+        self.spaces = []
         self.blocks = []
         self.free = []
         self.lent = []
         self.ledgers = []
         self.retiring = {}
-        self.await_room = await_room
+        self.forwarded = {}
+        self.foreign_ids = {}
+        self.disowned = set()
         self._grow(min(first_bytes, limit_bytes))
 
     # -- allocation
 
     cdef Block take(self, uint64_t bytes):
-        cdef int size_class = _size_class(bytes)
+        cdef int size_class
         cdef Block block
         if bytes > <uint64_t>MAX_SEGMENT_BYTES:
             raise ArenaExhausted(f"{bytes} bytes are more than any segment can have ({MAX_SEGMENT_BYTES})")
+        size_class = size_class_of(bytes)
         while len(self.free) <= size_class:
             self.free.append([])
             self.lent.append(collections.deque())
-        block = self._recycle(size_class)
+        if self.scarce:
+            self._look_at_scarcity()
+        block = self._recycle(size_class, bytes)
         if block is None:
-            block = self._cut(size_class)
+            bytes = block_bytes(bytes)
+            block = self._cut(size_class, bytes)
+            while block is None:
+                self._make_room(bytes)
+                block = self._cut(size_class, bytes)
         self.clock += 1
         block.lent_at = self.clock
-        block.local = 1                 # what is taken and not yet lent must not look idle to whoever needs room
         return block
+
+    cdef Block take_spare(self, uint64_t bytes):
+        cdef uint64_t kept = bytes + self.limit_bytes // SCARCE_FRACTION
+        if self.scarce or kept > self.limit_bytes:
+            return None
+        if self.limit_bytes - min(self.total_bytes, self.limit_bytes) + self._free_bytes() < kept:
+            self._reclaim()
+            if self.limit_bytes - min(self.total_bytes, self.limit_bytes) + self._free_bytes() < kept:
+                return None
+        return self.take(bytes)
 
     cdef int let_go(self, Block block) except -1:
         block.local -= 1
@@ -295,145 +109,107 @@ cdef class Arena:
             self.settle(block)
         return 0
 
-    cdef Block _recycle(self, int size_class):
+    cdef Block _recycle(self, int size_class, uint64_t bytes):
         """A block of the class that nobody has any more: the last one freed, since its memory is warm, or one that came back meanwhile."""
         cdef list free = self.free[size_class]
         cdef Block block
-        cdef Py_ssize_t looks
-        while free:
-            block = free.pop()
+        cdef Py_ssize_t i, looks
+        for i in range(len(free) - 1, max(-1, len(free) - 1 - RECYCLE_LOOKS), -1):
+            block = free[i]
+            if block.bytes < bytes and not block.dropped:
+                continue                # of the class, but shorter: they are exact there
+            del free[i]
             block.queued = False
-            if not block.dropped and block.idle():
-                return block
-            if not block.dropped:
-                self.settle(block)
+            if block.dropped:
+                continue
+            if block.idle():
+                return self._given(block)
+            self.settle(block)
         queue = self.lent[size_class]
         for looks in range(min(RECYCLE_LOOKS, len(queue))):
             block = queue.popleft()
             block.queued = False
             if block.dropped or block.local:
                 continue
-            if block.idle():
-                return block
+            if block.bytes >= bytes and block.idle():
+                return self._given(block)
             block.queued = True
             queue.append(block)
         return None
 
-    cdef Block _cut(self, int size_class):
-        """A new block: from the segment with room, else from a new segment."""
-        cdef uint64_t bytes = _class_bytes(size_class)
+    cdef Block _given(self, Block block):
+        block.local = 1                 # what is taken and not yet lent must not look idle to whoever needs room
+        block.sealed = block.implicit = False
+        return block
+
+    cdef Block _cut(self, int size_class, uint64_t bytes):
+        """A new block, from a segment with room; None when there is none. Newer segments are larger."""
+        cdef Block block = Block.__new__(Block)
         cdef uint64_t align = PAGE_BYTES if bytes >= <uint64_t>(4 * PAGE_BYTES) else 256
-        cdef Block block
-        cdef uint64_t at
-        segment_id = self._room(bytes, align)
-        if segment_id is None:
-            segment_id = self._make_room(bytes)
-        at = -(-<object>self.used[segment_id] // align) * align
-        block = Block.__new__(Block)
+        cdef Space space
+        cdef int64_t at
+        cdef Py_ssize_t segment_id
+        for segment_id in range(len(self.spaces) - 1, -1, -1):
+            space = self.spaces[segment_id]
+            if space is None:
+                continue
+            at = space.cut(bytes, align, bytes >= SMALL_BYTES)
+            if at >= 0:
+                break
+        else:
+            return None
         block.arena = self
         block.segment = self.segments[segment_id]
         block.segment_id = segment_id
         block.offset = at
         block.bytes = bytes
         block.size_class = size_class
-        self.used[segment_id] = at + bytes
-        self.blocks[segment_id].append(block)
+        self.blocks[segment_id][at] = block
+        self._given(block)
+        self._room_changed()
         return block
 
-    def _room(self, bytes, align):
-        for segment_id in range(len(self.segments) - 1, -1, -1):
-            segment = self.segments[segment_id]
-            if segment is not None and -(-self.used[segment_id] // align) * align + bytes <= segment.bytes:
-                return segment_id
-        return None
-
-    def _make_room(self, bytes):
-        """A segment with room for ``bytes``: new while the limit allows, else one whose blocks are all idle."""
-        wanted = max(bytes, min(GROWTH_BYTES, self.total_bytes))
-        open_segments = sum(1 for segment in self.segments if segment is not None)
-        for size in (wanted, bytes):
-            if self.total_bytes + size <= self.limit_bytes and open_segments < MAX_SEGMENTS:
-                return self._grow(size)
-        for segment_id, segment in enumerate(self.segments):
-            if segment is not None and self._segment_idle(segment_id) and segment.bytes >= bytes:
-                self._empty(segment_id)
-                return segment_id
-        idle = [i for i, segment in enumerate(self.segments) if segment is not None and self._segment_idle(i)]
-        to_spare = sum(self.segments[i].bytes for i in idle) + sum(entry[0] for entry in self.retiring.values())
-        if self.total_bytes - to_spare + bytes > self.limit_bytes:
-            raise ArenaExhausted(self._exhausted(bytes))
-        for segment_id in idle:
-            self._retire(segment_id)
-        if self.retiring and self.await_room is not None:
-            self.await_room(bytes)
-        if self.total_bytes + bytes <= self.limit_bytes:
-            return self._grow(bytes)
-        raise ArenaExhausted(self._exhausted(bytes))
-
-    def _exhausted(self, bytes):
-        """Who has it: the oldest loans first."""
-        out = [
-            (<Block>block, (<Loan>loan).ledger.peer)
-            for blocks in self.blocks for block in blocks for loan in (<Block>block).loans if (<Loan>loan).out()
-        ]
-        out.sort(key=_age)
-        oldest = ", ".join(f"{(<Block>block).bytes} bytes lent to {peer} {self.clock - (<Block>block).lent_at} allocations ago" for block, peer in out[:3])
-        local = sum((<Block>block).bytes for blocks in self.blocks for block in blocks if (<Block>block).local)
-        return (
-            f"{bytes} bytes of shared memory are not to be had: {self.total_bytes} of at most {self.limit_bytes} bytes are in segments, "
-            f"{local} bytes are in arrays of this process, {len(out)} blocks are lent"
-            + (f" (oldest: {oldest})" if oldest else "")
-            + ". Drop arrays that are no longer needed on either side, or raise arena_limit_bytes."
-        )
-
-    def _grow(self, bytes):
-        segment = SegmentType.create(bytes, "fastplug-arena")
-        self.segments.append(segment)
-        self.used.append(0)
-        self.blocks.append([])
-        self.total_bytes += segment.bytes
-        return len(self.segments) - 1
-
-    def _segment_idle(self, segment_id):
-        return all((<Block>block).idle() for block in self.blocks[segment_id])
-
-    def _empty(self, segment_id):
-        """Forgets the cut of a segment whose blocks are all idle."""
-        cdef Block block
+    cdef int _dissolve(self, Block block) except -1:
+        """An idle block is no block any more: its bytes are free."""
         cdef Loan loan
-        for block in self.blocks[segment_id]:
-            block.dropped = True
-            for loan in block.loans:
-                loan.ledger._forget(loan)
-            block.loans = []
-        self.blocks[segment_id] = []
-        self.used[segment_id] = 0
+        block.dropped = True
+        for loan in block.loans:
+            loan.ledger.forget(loan)
+        block.loans = []
+        if block.foreign is None:
+            (<Space>self.spaces[block.segment_id]).give(block.offset, block.bytes)
+            del self.blocks[block.segment_id][block.offset]
+        else:
+            key = id(block.foreign)
+            del self.forwarded[key]
+            del self.blocks[block.segment_id][key]
+            block.foreign = None
+        return 0
 
-    def _retire(self, segment_id):
-        """Gives an idle segment back to the system: sealed memory is freed when both sides have unmapped it."""
-        self._empty(segment_id)
-        segment = self.segments[segment_id]
-        self.segments[segment_id] = None
-        told = [ledger for ledger in self.ledgers if segment_id in (<Ledger>ledger).announced]
-        if not told:
-            self.total_bytes -= segment.bytes
-            return
-        self.retiring[segment_id] = [segment.bytes, told]
-        for ledger in told:
-            (<Ledger>ledger).announce(segment_id, None)
-
-    def retired(self, segment_id: int, ledger: Ledger) -> None:
-        """A peer has unmapped a retired segment (or is gone)."""
-        entry = self.retiring.get(segment_id)
-        if entry is None or ledger not in entry[1]:
-            return
-        entry[1].remove(ledger)
-        if not entry[1]:
-            self.total_bytes -= entry[0]
-            del self.retiring[segment_id]
+    cdef uint64_t _reclaim(self) except? 0xFFFFFFFFFFFFFFFF:
+        """Dissolves every idle block; how many bytes that made free. Looks at all that are not in use here."""
+        cdef uint64_t found = 0
+        cdef Block block
+        cdef Py_ssize_t size_class
+        self._settle_forwarded()
+        for size_class in range(len(self.free)):
+            waiting = self.free[size_class] + list(self.lent[size_class])
+            self.free[size_class] = []
+            self.lent[size_class] = left = collections.deque()
+            for block in waiting:
+                block.queued = False
+                if block.dropped or block.local:
+                    continue
+                if block.idle():
+                    found += block.bytes
+                    self._dissolve(block)
+                else:
+                    block.queued = True
+                    left.append(block)
+        return found
 
     cdef int settle(self, Block block) except -1:
-        if block.queued or block.dropped or block.local:
+        if block.queued or block.dropped or block.local or block.foreign is not None:
             return 0
         block.queued = True
         if block.idle():
@@ -442,7 +218,184 @@ cdef class Arena:
             self.lent[block.size_class].append(block)
         return 0
 
+    # -- room
+
+    cdef uint64_t _free_bytes(self):
+        cdef uint64_t found = 0
+        cdef Space space
+        for space in self.spaces:
+            if space is not None:
+                found += space.free_bytes
+        return found
+
+    def _room_changed(self):
+        """Something was cut: is there enough left, and will there be?"""
+        cdef uint64_t free = self._free_bytes()
+        if self.ahead and self.growing is None and free < self.total_bytes // AHEAD_FRACTION:
+            bytes = min(self._growth_bytes(), self.total_bytes)
+            if self.total_bytes + bytes <= self.limit_bytes // 2:
+                self._grow_ahead(bytes)
+        if not self.scarce and self.limit_bytes - min(self.total_bytes, self.limit_bytes) + free < self.limit_bytes // SCARCE_FRACTION:
+            self.looks = 0
+            self._look_at_scarcity()
+
+    cdef int _look_at_scarcity(self) except -1:
+        self.looks -= 1
+        if self.looks > 0:
+            return 0
+        self.looks = SCARCE_LOOKS
+        self._reclaim()
+        free = self._free_bytes()
+        self.scarce = self.limit_bytes - min(self.total_bytes, self.limit_bytes) + free < self.limit_bytes // SCARCE_FRACTION
+        return 0
+
+    def _growth_bytes(self):
+        return max(GROWTH_BYTES, self.limit_bytes // GROWTH_FRACTION)
+
+    def _make_room(self, bytes):
+        """One step towards room for ``bytes``: idle blocks, a segment on its way, a new one, one in place of idle ones. Or ArenaExhausted."""
+        if self._reclaim():
+            return
+        growing = self.growing
+        if growing is not None:
+            growing.wait(GROW_TIMEOUT_S)
+            return
+        open_segments = sum(1 for segment in self.segments if segment is not None)
+        for size in (max(bytes, min(self._growth_bytes(), self.total_bytes)), bytes):
+            if self.total_bytes + size <= self.limit_bytes and open_segments < MAX_SEGMENTS:
+                return self._grow(size)
+        idle = [i for i, blocks in enumerate(self.blocks) if i >= self.lasting and self.spaces[i] is not None and not blocks]
+        to_spare = sum(self.segments[i].bytes for i in idle) + sum(entry[0] for entry in self.retiring.values())
+        if self.total_bytes - to_spare + bytes > self.limit_bytes:
+            raise ArenaExhausted(self._exhausted(bytes))
+        for segment_id in idle:
+            self._retire(segment_id)
+        self._await_room(bytes)
+        if self.total_bytes + bytes > self.limit_bytes:
+            raise ArenaExhausted(self._exhausted(bytes))
+        self._grow(bytes)
+
+    def _await_room(self, bytes):
+        """Peers answer RETIRE at once, unless they hang; only then the memory is free for a new segment."""
+        def there_is_room():
+            return self.total_bytes + bytes <= self.limit_bytes
+        for ledger in {ledger for _, told in self.retiring.values() for ledger in told}:
+            if (<Ledger>ledger).await_room is not None:
+                (<Ledger>ledger).await_room(there_is_room)
+
+    def _grow(self, bytes):
+        size = -(-bytes // PAGE_BYTES) * PAGE_BYTES
+        self.total_bytes += size        # before the GIL is released in create()
+        try:
+            segment = SegmentType.create(size, "fastplug-arena")
+            if self.closed:
+                raise ArenaExhausted("the arena was closed meanwhile")
+        except BaseException:
+            self.total_bytes -= min(size, self.total_bytes)
+            raise
+        space, blocks = Space(size), {}
+        self.segments.append(segment)
+        self.spaces.append(space)
+        self.blocks.append(blocks)
+
+    def _grow_ahead(self, bytes):
+        done = self.growing = threading.Event()
+        try:
+            threading.Thread(target=self._grow_on_thread, args=(bytes, done), name="fastplug arena", daemon=True).start()
+        except RuntimeError:            # no thread to be had, or the interpreter ends
+            self.growing = None
+
+    def _grow_on_thread(self, bytes, done):
+        try:
+            self._grow(bytes)
+            for ledger in list(self.ledgers):
+                ledger.announce_all()   # so that the peer maps it ahead of time, too
+        except Exception as error:
+            _log.debug("no segment was made ahead of time: %s", error)
+        finally:
+            self.growing = None
+            done.set()
+
+    def _retire(self, segment_id):
+        """Gives a segment without blocks back to the system: sealed memory is freed when both sides have unmapped it."""
+        segment, own = self.segments[segment_id], self.spaces[segment_id] is not None
+        self.segments[segment_id] = self.spaces[segment_id] = None
+        told = [ledger for ledger in self.ledgers if segment_id in (<Ledger>ledger).announced]
+        for ledger in told:
+            (<Ledger>ledger).announced.discard(segment_id)
+        if not own:
+            self.foreign_ids.pop(id(segment), None)
+        elif told:
+            self.retiring[segment_id] = [segment.bytes, told]
+        else:
+            self.total_bytes -= segment.bytes
+        for ledger in list(told):
+            (<Ledger>ledger).announce(segment_id, None)
+
+    cdef int answered(self, object segment_id, Ledger ledger) except -1:
+        entry = self.retiring.get(segment_id)
+        if entry is None or ledger not in entry[1]:
+            return 0
+        entry[1].remove(ledger)
+        if not entry[1]:
+            self.total_bytes -= min(entry[0], self.total_bytes)
+            del self.retiring[segment_id]
+        return 0
+
+    def retired(self, segment_id: int, ledger: Ledger) -> None:
+        """A peer has unmapped a retired segment (or is gone)."""
+        self.answered(segment_id, ledger)
+
+    # -- memory of another process that is lent on
+
+    cdef Block forward(self, object lease, Segment segment):
+        cdef Block block = self.forwarded.get(id(lease))
+        if block is None:
+            self._settle_forwarded()
+            block = Block.__new__(Block)
+            segment_id = self.foreign_ids.get(id(segment))
+            if segment_id is None:
+                segment_id = self.foreign_ids[id(segment)] = len(self.segments)
+                self.segments.append(segment)
+                self.spaces.append(None)
+                self.blocks.append({})
+            block.arena = self
+            block.segment = segment
+            block.segment_id = segment_id
+            block.bytes = segment.bytes
+            block.foreign = lease
+            self.forwarded[id(lease)] = self.blocks[segment_id][id(lease)] = block
+        self.clock += 1
+        block.lent_at = self.clock
+        block.local += 1
+        return block
+
+    def _settle_forwarded(self):
+        cdef Block block
+        for block in list(self.forwarded.values()):
+            if block.idle():
+                self._dissolve(block)
+        for segment_id in list(self.disowned):
+            if not self.blocks[segment_id]:
+                self.disowned.discard(segment_id)
+                self._retire(segment_id)
+
+    def disown(self, segment: Segment) -> None:
+        """Another process's segment goes: its owner gives it up or is gone. What was lent on of it stays until it comes back."""
+        segment_id = self.foreign_ids.get(id(segment))
+        if segment_id is not None:
+            self.disowned.add(segment_id)
+            self._settle_forwarded()
+
     # -- faces
+
+    def check_lent(self) -> None:
+        """Debug builds: raises LocalProtocolError when a block was overwritten while it was lent."""
+        cdef Block block
+        for blocks in list(self.blocks):
+            for block in list(blocks.values()):
+                if block.sealed and block.foreign is None:
+                    watch(block)
 
     def first_segment(self) -> Segment:
         """The segment that travels with HELLO; its id is 0."""
@@ -459,37 +412,73 @@ cdef class Arena:
     def close(self) -> None:
         """Nothing is taken from it any more: each segment goes with the last array over it."""
         cdef Block block
+        self.closed = True
         for blocks in self.blocks:
-            for block in blocks:
+            for block in blocks.values():
                 block.dropped = True        # nobody looks for it in a free list again
+                block.foreign = None
         self.segments = []
-        self.used = []
+        self.spaces = []
         self.blocks = []
         self.free = []
         self.lent = []
+        self.forwarded = {}
+        self.foreign_ids = {}
+        self.disowned = set()
         self.total_bytes = 0
         self.limit_bytes = 0
 
+    # -- what it says of itself
+
+    def _all_blocks(self):
+        return [block for blocks in self.blocks for block in blocks.values()]
+
+    def _oldest(self):
+        """(block, names of its borrowers), the one first that was lent first."""
+        out = [block for block in self._all_blocks() if (<Block>block).out()]
+        return [(block, borrowers_of(block)) for block in sorted(out, key=_age)]
+
+    def _exhausted(self, bytes):
+        out = self._oldest()
+        oldest = ", ".join(
+            f"{(<Block>block).bytes} bytes lent to {' and '.join(peers)} {self.clock - (<Block>block).lent_at} allocations ago" for block, peers in out[:3]
+        )
+        local = sum((<Block>block).bytes for block in self._all_blocks() if (<Block>block).local)
+        return (
+            f"{bytes} bytes of shared memory are not to be had: {self.total_bytes} of at most {self.limit_bytes} bytes are in segments, "
+            f"{local} bytes are in arrays of this process, {len(out)} blocks are lent"
+            + (f" (oldest: {oldest})" if oldest else "")
+            + ". Drop arrays that are no longer needed on either side, or raise arena_limit_bytes."
+        )
+
     def stats(self) -> dict:
-        """Segments, bytes and blocks at this moment."""
-        blocks = [block for blocks in self.blocks for block in blocks]
+        """Segments, bytes and blocks at this moment; ``oldest_lent``: who has the block that was lent first, or None."""
+        blocks = self._all_blocks()
+        out = self._oldest()
+        oldest = None
+        if out:
+            block, peers = out[0]
+            oldest = {"peers": peers, "bytes": (<Block>block).bytes, "allocations_ago": self.clock - (<Block>block).lent_at}
         return {
             "segments": sum(1 for segment in self.segments if segment is not None),
             "bytes": self.total_bytes,
             "limit_bytes": self.limit_bytes,
+            "free_bytes": self._free_bytes(),
+            "scarce": bool(self.scarce),
             "blocks": len(blocks),
             "blocks_in_use": sum(1 for block in blocks if (<Block>block).local),
-            "blocks_lent": sum(1 for block in blocks if not (<Block>block).local and not (<Block>block).idle()),
+            "blocks_lent": sum(1 for block in blocks if not (<Block>block).local and (<Block>block).out()),
+            "oldest_lent": oldest,
         }
 
 
-def _age(entry):
-    return (<Block>entry[0]).lent_at
+def _age(block):
+    return (<Block>block).lent_at
 
 
 def lease_counts(arena: Arena) -> dict:
     """Local leases and loans out, by block offset: what the debug checks and tests look at."""
     return {
-        (block.segment_id, block.offset): ((<Block>block).local, sum(1 for loan in (<Block>block).loans if (<Loan>loan).out()))
-        for blocks in arena.blocks for block in blocks
+        ((<Block>block).segment_id, (<Block>block).offset): ((<Block>block).local, len(borrowers_of(block)))
+        for block in arena._all_blocks()
     }

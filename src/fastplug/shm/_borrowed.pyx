@@ -6,7 +6,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastplug.shm._segment cimport Segment
 
 from fastplug.errors import RemoteProtocolError
-from fastplug.shm._arena import MAX_SEGMENTS, MAX_TABLES, TABLE_SLOTS
+from fastplug.shm._arena import MAX_SEGMENTS
+from fastplug.shm._loans import MAX_TABLES, TABLE_SLOTS
 from fastplug.shm._segment import Segment as SegmentType
 
 cdef extern from "_atomics.h" nogil:

@@ -1,9 +1,10 @@
 from typing_extensions import disjoint_base
 
 from fastplug._wire import ArrayPort
-from fastplug.shm._arena import Arena, Ledger
+from fastplug.shm._arena import Arena
 from fastplug.shm._borrowed import Borrowed
 from fastplug.shm._lane import Lane
+from fastplug.shm._loans import Ledger
 
 @disjoint_base
 class ArenaPort(ArrayPort):

@@ -7,6 +7,7 @@ from fastplug._wire cimport MESSAGE_MAX, ArrayPort, Codec, Decoder, Encoder
 from fastplug.shm._arena cimport Arena, Block, Ledger, Loan
 from fastplug.shm._borrowed cimport Borrowed, Lease
 from fastplug.shm._lane cimport Lane
+from fastplug.shm._loans cimport watch
 
 from fastplug.errors import ArenaExhausted, RemoteProtocolError
 
@@ -65,6 +66,8 @@ cdef class ArenaPort(ArrayPort):
         if not loan.told:
             self.ledger.tell(block)
             loan.told = True
+        if FP_DEBUG and block.foreign is None and not block.implicit:
+            watch(block)
         self.lending.append(loan)
         block.local += 1                # until commit: another thread may drop the array meanwhile
         self.named += 1

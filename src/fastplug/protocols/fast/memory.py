@@ -13,8 +13,9 @@ from typing import Any
 from fastplug.errors import ArenaExhausted, PluginError, RemoteProtocolError
 from fastplug.protocols.fast.control import Body, Control, Message, close_all
 from fastplug.shm import _lane
-from fastplug.shm._arena import TABLE_SLOTS, Arena, Ledger
+from fastplug.shm._arena import Arena
 from fastplug.shm._borrowed import Borrowed
+from fastplug.shm._loans import TABLE_SLOTS, Ledger
 from fastplug.shm._port import ArenaPort
 from fastplug.shm._segment import MAX_SEGMENT_BYTES, Segment
 from fastplug.shm.budget import budget_bytes
@@ -72,7 +73,7 @@ class SharedMemory:
     def __init__(self, control: Control, peer: str, *, limit_bytes: int | None, strict: bool, slice_ns: int) -> None:
         self.control = control
         self.peer = peer
-        self.arena = Arena(budget_bytes() if limit_bytes is None else limit_bytes, await_room=self._await_room)
+        self.arena = Arena(budget_bytes() if limit_bytes is None else limit_bytes, ahead=True)
         self._strict = strict
         self._slice_ns = slice_ns
         self._lane_segment: Segment | None = _lane.create_segment()
@@ -103,7 +104,7 @@ class SharedMemory:
             body, fds, {"lane": 1 << 30, "table_bytes": 1 << 30, "segment": MAX_SEGMENT_BYTES}, "segment"
         )
         self.lane = _lane.Lane(self._lane_segment, lane_segment, self._slice_ns)
-        self.ledger = Ledger(self.arena, self.peer, self._announce)
+        self.ledger = Ledger(self.arena, self.peer, self._announce, self._await_room)
         self.ledger.add_table(table, _count(body, "table", 1 << 20))
         self.ledger.mark_announced(0)
         self.borrowed.add_segment(0, first)
@@ -121,12 +122,12 @@ class SharedMemory:
         except OSError as error:
             raise PeerLeft(f"{self.peer} has closed the control socket") from error
 
-    def _await_room(self, size_bytes: int) -> None:
+    def _await_room(self, there_is_room: Callable[[], bool]) -> None:
         """The peer's control thread answers RETIRE at once; only then is the memory of an old segment free for a new one."""
         poller = select.poll()
         poller.register(self.control.fileno(), select.POLLIN)
-        until, arena = time.monotonic() + RETIRE_TIMEOUT_S, self.arena
-        while arena.total_bytes + size_bytes > arena.limit_bytes and time.monotonic() < until:
+        until = time.monotonic() + RETIRE_TIMEOUT_S
+        while not there_is_room() and time.monotonic() < until:
             poller.poll(RETIRE_LOOK_MS)  # the watcher's thread may have read the answer meanwhile
             if not self.control.pump(self.handle):
                 return
