@@ -75,7 +75,7 @@ class Module(Extension):
 
 def extension(pyx: Path, kind: str) -> Module:
     include_dirs = [str(SOURCES / "shm")]
-    if pyx.stem.endswith("_ndarray"):
+    if pyx.stem.startswith("_ndarray"):
         import numpy as np
 
         include_dirs.append(np.get_include())

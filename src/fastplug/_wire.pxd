@@ -6,7 +6,7 @@
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 # Declared there, and meant to be cimported from here.
-from fastplug._wire_buffer cimport MESSAGE_MAX, ArrayPort, Codec, Decoder, Encoder, Memory, skip_rest, skip_value
+from fastplug._wire_buffer cimport MESSAGE_MAX, ArrayPort, Codec, Decoder, Encoder, Memory, length, skip_array_data, skip_array_head, skip_rest, skip_value
 
 cdef enum:
     HEADER_BYTES = 32

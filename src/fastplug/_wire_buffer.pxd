@@ -148,6 +148,9 @@ cdef int skip_value(Decoder dec) except -1                      # passes over on
 # All values from where the decoder stands to its end; never raises RemoteProtocolError. For a reply that came too late (after fill), and
 # after decode failed: what was decoded before belongs to Python objects by then, so this gives back exactly the leases that nobody holds.
 cdef int skip_rest(Decoder dec) except -1
+# For the ports: an array's head and shape, up to its place (the form comes back), and the data of an inline one.
+cdef int skip_array_head(Decoder dec) except -1
+cdef int skip_array_data(Decoder dec) except -1
 
 
 cdef inline int tag_of(Decoder dec) except -1:

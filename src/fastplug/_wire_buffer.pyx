@@ -320,13 +320,24 @@ cdef int skip_rest(Decoder dec) except -1:
     return 0
 
 
+cdef int skip_array_head(Decoder dec) except -1:
+    # wire.md, "Arrays": up to the place. Nothing is judged, what is passed over may be newer than this code.
+    cdef const unsigned char* head = dec.need(7)
+    cdef int form = head[0], ndim = head[3], order = head[4]
+    if head[1] == c"*":
+        dec.need(length(dec))
+    dec.need(ndim * (16 if order == 2 else 8))
+    return form
+
+
 cdef int skip_inline_array(Decoder dec) except -1:
-    cdef const unsigned char* p = dec.need(7)
-    cdef uint64_t n
-    cdef int form = p[0]
-    dec.need(p[3] * (16 if p[4] == 2 else 8))
-    if form != 0:
+    if skip_array_head(dec) != 0:
         raise broken(dec, "an array in shared memory over a connection that has none")
+    return skip_array_data(dec)
+
+
+cdef int skip_array_data(Decoder dec) except -1:
+    cdef uint64_t n
     memcpy(&n, dec.need(8), 8)
     if n > <uint64_t>(dec.size - dec.pos):
         raise broken(dec, f"an array of {n} bytes with {dec.size - dec.pos} bytes left")

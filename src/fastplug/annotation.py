@@ -14,8 +14,9 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
+from fastplug import dtypes
 from fastplug.errors import ConfigError
 
 __all__ = ["MISSING", "FieldNode", "Kind", "Missing", "TypeNode", "resolve"]
@@ -73,8 +74,8 @@ class TypeNode:
     """One resolved type. Compared by identity; a recursive dataclass is a cycle of nodes.
 
     ``args``: element (LIST, SEQUENCE), elements (TUPLE), key and value (DICT), what is optional (OPTIONAL). ``cls``: the class
-    of an ENUM or STRUCT. ``fields``: of a STRUCT, in order of declaration. ``dtype``: of an ARRAY, numpy's name ("float64");
-    None stands for every dtype that travels.
+    of an ENUM or STRUCT. ``fields``: of a STRUCT, in order of declaration. ``dtype``: of an ARRAY, its text (``dtypes.text_of``) or
+    the name of a family ("datetime64": of any unit); None stands for every dtype that travels.
     """
 
     __slots__ = ("args", "cls", "dtype", "fields", "kind")
@@ -200,8 +201,10 @@ class _Resolver:
     def node(self, annotation: Any, where: str, depth: int) -> TypeNode:
         if depth > DEPTH_LIMIT:
             raise ConfigError(f"{where}: types nested more than {DEPTH_LIMIT} deep; flatten them, or make a recursive alias a dataclass")
-        annotation = self._unwrapped(annotation, where)
+        annotation, dtype = self._unwrapped(annotation, where)
         origin = typing.get_origin(annotation)
+        if dtype is not None and (origin or annotation) is _loaded("numpy", "ndarray"):
+            return TypeNode(Kind.ARRAY, dtype=_exact(annotation, dtype, where))
         if origin is typing.Union or origin is types.UnionType:
             return self._optional(annotation, where, depth)
         if origin is not None:
@@ -210,16 +213,20 @@ class _Resolver:
             return self._class(annotation, where, depth)
         raise _refusal(annotation, where)
 
-    def _unwrapped(self, annotation: Any, where: str) -> Any:
-        """Without what only gives a type another name: quotes, Annotated, NewType, aliases. None is its type."""
+    def _unwrapped(self, annotation: Any, where: str) -> tuple[Any, Any]:
+        """Without what only gives a type another name: quotes, Annotated, NewType, aliases; and the dtype that an Annotated adds.
+        None is its type."""
+        dtype: Any = None
         for _ in range(DEPTH_LIMIT):
             if annotation is None:
-                return type(None)
+                return type(None), dtype
             if isinstance(annotation, typing.ForwardRef):
                 annotation = annotation.__forward_arg__
             if isinstance(annotation, str):
                 annotation = self._evaluated(annotation, where)
             elif typing.get_origin(annotation) is typing.Annotated:
+                said = [one for one in annotation.__metadata__ if isinstance(one, _loaded_class("numpy", "dtype"))]
+                dtype = said[-1] if said and dtype is None else dtype  # as everywhere in typing, the outer one is nearer
                 annotation = annotation.__origin__
             elif isinstance(annotation, typing.NewType):
                 annotation = annotation.__supertype__
@@ -228,7 +235,7 @@ class _Resolver:
             elif _is_alias(typing.get_origin(annotation)):
                 annotation = _substituted(annotation)
             else:
-                return annotation
+                return annotation, dtype
         raise ConfigError(f"{where}: {annotation!r} is an alias of itself; name a type")
 
     def _evaluated(self, text: str, where: str) -> Any:
@@ -316,6 +323,12 @@ def _loaded(module: str, name: str) -> Any:
     return getattr(sys.modules.get(module), name, object())
 
 
+def _loaded_class(module: str, name: str) -> type:
+    """``_loaded`` for isinstance: a class without instances where there is none."""
+    cls = _loaded(module, name)
+    return cls if isinstance(cls, type) else Missing
+
+
 def _is_alias(annotation: Any) -> bool:
     """Made by the ``type`` statement (3.12), or by typing_extensions.TypeAliasType before."""
     kinds = (_loaded("typing", "TypeAliasType"), _loaded("typing_extensions", "TypeAliasType"))
@@ -382,25 +395,60 @@ def _msgspec_fields(cls: Any, _where: str) -> _Fields:
     return found
 
 
+_FAMILY_OF = {"datetime64": "datetime64", "timedelta64": "timedelta64", "str_": "str", "bytes_": "bytes", "void": "void"}
+
+
 def _dtype(annotation: Any, args: tuple[Any, ...], where: str) -> str | None:
-    """numpy's name of the dtype in ``ndarray[shape, dtype[scalar]]``; None for any. The shape is not looked at."""
+    """The text of the dtype in ``ndarray[shape, dtype[scalar]]``, or a family; None for any. The shape is not looked at."""
     import numpy as np  # loaded already: the annotation is numpy's own class
 
     scalar = _scalar(args)
     if scalar in (Any, np.generic):
         return None
+    if isinstance(scalar, np.dtype):
+        return _exact(annotation, scalar, where)
+    for name, family in _FAMILY_OF.items():
+        if scalar is getattr(np, name):
+            return family
     concrete = any(scalar is known for known in np.sctypeDict.values())  # np.floating and the like are not in it
     dtype: np.dtype[Any] = np.dtype(scalar if concrete else object)
     if dtype.kind not in "biufc":
-        raise _refusal(
-            annotation, where, "is no array of bool, integers, floats or complex numbers", "name np.float64, np.int32, ... or Any"
-        )
-    return dtype.name
+        raise _refusal(annotation, where, "names no dtype that travels", "name np.float64, np.datetime64, np.str_, np.void, ... or Any")
+    return _text(annotation, dtype, where)
+
+
+def _exact(annotation: Any, dtype: Any, where: str) -> str:
+    """Of ``Annotated[npt.NDArray[scalar], dtype]``: the two may not contradict each other."""
+    scalar = _scalar(typing.get_args(annotation))
+    if isinstance(scalar, type) and scalar is not Any and not issubclass(dtype.type, scalar):
+        raise ConfigError(f"{where}: {_shown(annotation)} is annotated with dtype {dtype}, whose items are no {scalar.__name__}")
+    return _text(annotation, dtype, where)
+
+
+def _text(annotation: Any, dtype: Any, where: str) -> str:
+    if dtype.subdtype is not None:
+        raise _refusal(annotation, where, f"has dtype {dtype}, which is no dtype of an array", "name the dtype of its items")
+    try:
+        text = dtypes.text_of(dtypes.describe(dtype))
+    except dtypes.UndescribedError as error:
+        raise _refusal(annotation, where, f"is an array of {error}", "name another dtype") from None
+    if not dtype.itemsize:
+        raise _refusal(annotation, where, f"has dtype {dtype}, whose items have no bytes", "say their length")
+    return text
 
 
 def _scalar(args: tuple[Any, ...]) -> Any:
-    """The scalar type in the arguments of ``ndarray[shape, dtype[scalar]]``; Any where nothing is said."""
-    scalar: Any = next(iter(typing.get_args(args[1])), Any) if len(args) > 1 else Any
+    """The scalar type in the arguments of ``ndarray[shape, dtype[scalar]]``; Any where nothing is said; the dtype itself where its class
+    is named and has no parameters (np.dtypes.StringDType)."""
+    import numpy as np
+
+    if len(args) < 2:
+        return Any
+    cls: Any = typing.get_origin(args[1]) or args[1]
+    if isinstance(cls, type) and issubclass(cls, np.dtype) and cls is not np.dtype:
+        made: Any = cast(Any, cls)()
+        return made if made.itemsize else made.type
+    scalar: Any = next(iter(typing.get_args(args[1])), Any)
     # The bare npt.NDArray holds numpy's own type variable; from numpy 2.5 on it is an alias that cannot be asked for it by module.
     plain = _loaded("numpy.typing", "NDArray")
     return Any if scalar in getattr(getattr(plain, "__value__", plain), "__parameters__", ()) else scalar

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
+from fastplug import dtypes
 from fastplug.annotation import DEPTH_LIMIT, MISSING, Kind, TypeNode
 from fastplug.errors import InterfaceMismatch, RemoteProtocolError
 
@@ -95,7 +96,7 @@ def describe_type(node: TypeNode, seen: set[type] | None = None) -> TypeDescript
     if node.kind in _NESTED:
         return [_NESTED[node.kind], *(describe_type(arg, seen) for arg in node.args)]
     if node.kind is Kind.ARRAY:
-        return ["array", node.dtype]
+        return ["array", node.dtype if node.dtype is None or node.dtype in dtypes.FAMILIES else dtypes.laid_out(dtypes.parsed(node.dtype))]
     cls: Any = node.cls
     if node.kind is Kind.ENUM:
         # The value of a Flag travels when it is no single member, so both sides must agree on the values.
@@ -133,7 +134,7 @@ def type_text(described: TypeDescription) -> str:
     if tag in _PLAIN_TAGS:
         return str(tag)
     if tag == "array":
-        return f"ndarray[{rest[0]}]" if rest[0] else "ndarray"
+        return f"ndarray[{dtypes.shown(rest[0])}]" if rest[0] else "ndarray"
     if tag == "optional":
         return f"{type_text(rest[0])}?"
     if tag == "sequence":
@@ -235,12 +236,21 @@ class _Parser:
         if tag in _ARITY and _ARITY[tag] in (None, len(rest)):
             return [tag, *(self.type(arg, where, depth + 1) for arg in rest)]
         if tag == "array" and len(rest) == 1:
-            return [tag, None if rest[0] is None else self.name(rest[0], where)]
+            return [tag, self.dtype(rest[0], where)]
         if tag == "ref" and len(rest) == 1 and isinstance(rest[0], str) and rest[0] in self.structs:
             return [tag, rest[0]]
         if tag in ("enum", "flag", "struct") and len(rest) == 2:
             return self.named(tag, *rest, where=where, depth=depth)
         raise self.fail(where, f"unknown or malformed type {tag[:NAME_LIMIT]!r}")
+
+    def dtype(self, obj: object, where: str) -> dtypes.Description | None:
+        """None, a family, a description; or a name that only a newer fastplug understands."""
+        if obj is None or (isinstance(obj, str) and obj.isidentifier()):
+            return None if obj is None else self.name(obj, where)
+        try:
+            return dtypes.checked(obj)
+        except ValueError as error:
+            raise self.fail(where, str(error)) from error
 
     def named(self, tag: str, name: object, content: object, *, where: str, depth: int) -> TypeDescription:
         name = self.name(name, where, self.structs if tag == "struct" else None)

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 from tests.conformance.conftest import started
-from tests.plugins.kinds_api import Access, Box, Colour, Kinds, Leaf, Level, Packed, Tree
+from tests.plugins.kinds_api import POINT, Access, Box, Colour, Kinds, Leaf, Level, Packed, Tree
 from tests.plugins.same import difference
 
 import fastplug
@@ -52,6 +52,13 @@ SAME: dict[str, list[Any]] = {
     "a_flag": [Access.READ, Access.READ | Access.EXECUTE, Access(0), ~Access.READ],
     "a_array": [FLOATS, BIG, np.empty(0), np.array(2.5), np.full((2, 3), NAN)],
     "any_array": [FLOATS, np.arange(6, dtype=np.uint8).reshape(2, 3), np.array([True, False]), np.array(1 + 2j)],
+    "times": [np.array(["NaT", "1969-12-31T23"], "M8[h]"), np.arange(500).astype("M8[as]"), np.empty(0, "M8"), np.zeros(2, ">M8[25s]")],
+    "spans": [np.arange(-3, 3).astype("m8[ns]"), np.zeros((2, 300), "m8")],
+    "milliseconds": [np.arange(300).astype("M8[ms]")],
+    "texts": [np.array(["", "é", "\U0001f40d"]), np.array(["a" * 500] * 3), np.zeros(0, "U9")],
+    "ascii": [np.array([b"", b"\xff"]), np.zeros((300, 3), "S20")],
+    "voids": [np.zeros(400, POINT), np.array([b"\0\1"], "V2"), np.zeros(3, [("a", ">i2")])],
+    "points": [np.array([(1.5, "2024-01-01", ("a", ""))] * 50, POINT), np.zeros((), POINT), np.zeros((0, 2), POINT)],
     "list_int": [[], [1], [3, 2, 1], list(range(2000))],
     "list_list": [[], [[]], [[], ["a"], ["b", ""]]],
     "list_optional": [[], [None], [1, None, 0]],
@@ -126,6 +133,11 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("a_enum", Level.LOW, "Level"),
     ("a_flag", 1, "int"),
     ("a_array", [1.0], "list"),
+    ("times", np.zeros(2, "m8[s]"), "timedelta64[s]"),
+    ("milliseconds", np.zeros(2, "M8[s]"), "datetime64[s]"),
+    ("texts", np.zeros(2, "S3"), "|S3"),
+    ("voids", np.zeros(2), "float64"),
+    ("points", np.zeros(2, POINT.descr[:2]), "{x: float64 @0, at: datetime64[ms] @8; 16 bytes}"),
     ("list_int", (1,), "tuple"),
     ("list_int", [1, "x"], "item 1"),
     ("pair", (1,), ""),

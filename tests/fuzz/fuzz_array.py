@@ -9,13 +9,40 @@ from typing import Any
 import numpy as np
 from tests.unit.two_ends import End, two_ends
 
+from fastplug import dtypes
 from fastplug._wire import Decoder, Encoder, compile_node
 from fastplug.annotation import Kind, TypeNode
 from fastplug.errors import RemoteProtocolError
 from fastplug.shm import _ndarray
 
 FLOATS = TypeNode(Kind.ARRAY, dtype="float64")
-CODECS = [compile_node(node) for node in (FLOATS, TypeNode(Kind.ARRAY), TypeNode(Kind.LIST, (FLOATS,)), TypeNode(Kind.OPTIONAL, (FLOATS,)))]
+RECORD = np.dtype([("a", "f8"), ("b", "M8[ns]", (2,)), ("c", "U3")])
+RECORDS = TypeNode(Kind.ARRAY, dtype=dtypes.text_of(dtypes.describe(RECORD)))
+NODES = (
+    FLOATS,
+    TypeNode(Kind.ARRAY),
+    TypeNode(Kind.LIST, (FLOATS,)),
+    TypeNode(Kind.OPTIONAL, (FLOATS,)),
+    RECORDS,
+    TypeNode(Kind.ARRAY, dtype="void"),
+)
+CODECS = [compile_node(node) for node in NODES]
+# What the text of a dtype is made of, to be put into one.
+WORDS = (
+    b'"itemsize":',
+    b'"fields":[',
+    b"[[",
+    b"{",
+    b'"aligned":true',
+    b"float64",
+    b"object",
+    b"|S0",
+    b"|V2147483647",
+    b"<M8[ns]",
+    b">f8",
+    b"-1",
+    b"9" * 30,
+)
 TELLING = (
     0,
     1,
@@ -49,11 +76,19 @@ def arrays(rng: random.Random, end: End) -> list[Any]:
     return [plain, shared, shared[::-1], shared[::2], np.broadcast_to(shared, (3, size)), plain.reshape(1, -1).T]
 
 
+def records(rng: random.Random, end: End) -> list[Any]:
+    size = rng.choice((0, 3, 20, 500))
+    plain = np.zeros(size, RECORD)
+    shared = _ndarray.empty(end.arena, size, RECORD)
+    shared[:] = plain
+    return [plain, shared, shared[::-1], shared["b"], shared["c"].astype("U9"), plain.view("V36"), shared["a"].astype(">f4")]
+
+
 def mutated(rng: random.Random, data: bytes) -> bytes:
     changed = bytearray(data)
     for _ in range(rng.choice((0, 1, 1, 2, 4))):
         at = rng.randrange(len(changed))
-        kind = rng.randrange(5)
+        kind = rng.randrange(6)
         if kind == 0:
             changed[at] = rng.randrange(256)
         elif kind == 1:
@@ -62,6 +97,9 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
             changed[at : at + 8] = struct.pack("<Q", rng.choice(TELLING))
         elif kind == 3 and len(changed) >= at + 4:
             changed[at : at + 4] = struct.pack("<I", rng.choice(TELLING) % 2**32)
+        elif kind == 4:
+            word = rng.choice(WORDS)
+            changed[at : at + len(word) * rng.randrange(2)] = word
         else:
             del changed[at : at + rng.randrange(1, 9)]
         if not changed:
@@ -85,7 +123,11 @@ def bounded(error: RemoteProtocolError) -> None:
 def check_descriptors(rng: random.Random) -> None:
     host, plugin = two_ends()
     codec = rng.choice(CODECS)
-    values = arrays(rng, host)
+    values = records(rng, host) if codec in CODECS[4:] or (codec is CODECS[1] and rng.randrange(2)) else arrays(rng, host)
+    if codec is CODECS[4]:
+        values = values[:3]
+    elif codec is CODECS[5]:
+        values = [value for value in values if value.dtype.kind == "V"]
     value = rng.sample(values, rng.randrange(len(values))) if codec is CODECS[2] else rng.choice(values)
     data = Encoder(host.port).encode(codec, value)
     for _ in range(20):

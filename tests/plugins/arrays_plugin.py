@@ -12,6 +12,7 @@ from tests.plugins.gate import pass_gate
 from tests.plugins.memory import address, memfd_inode
 
 import fastplug
+from fastplug.dtypes import describe, text_of
 
 __all__ = ["NumpyArrays"]
 
@@ -32,6 +33,12 @@ class NumpyArrays(Arrays):
 
     def echo(self, x: Array) -> Array:
         return x
+
+    def echo_all(self, xs: list[Array]) -> list[Array]:
+        return xs
+
+    def dtypes(self, xs: list[Array]) -> list[str]:
+        return [text_of(describe(x.dtype)) for x in xs]
 
     def view(self, x: Floats, start: int, stop: int, step: int) -> Floats:
         return x[start:stop:step]

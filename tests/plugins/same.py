@@ -50,7 +50,8 @@ def _equal(a: Any, b: Any) -> bool:
     elif isinstance(a, dt.datetime):
         same = (a.replace(tzinfo=None), a.utcoffset(), a.fold) == (b.replace(tzinfo=None), b.utcoffset(), b.fold)
     elif isinstance(a, np.ndarray):
-        same = a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        items = np.array_equal(a, b) if a.dtype.kind == "T" else a.tobytes() == b.tobytes()  # the bytes of the former are pointers
+        same = a.dtype == b.dtype and a.shape == b.shape and bool(items)
     elif isinstance(a, decimal.Decimal):
         same = str(a) == str(b)  # a signalling NaN cannot be compared
     else:

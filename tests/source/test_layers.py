@@ -16,6 +16,7 @@ LAYERS = (
         "config",
         "contexts",
         "deadlines",
+        "dtypes",
         "errors",
         "interfaces",
         "plugin",

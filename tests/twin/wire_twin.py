@@ -243,7 +243,9 @@ class _Reader:
             elif tag == 11:
                 waiting += 2 * self.count()
             elif tag == 0x13:
-                form, _, _, ndim, order, _ = self.unpack("BBBBBH")
+                form, kind, _, ndim, order, _ = self.unpack("BBBBBH")
+                if kind == ord("*"):
+                    self.sized()
                 self.take(ndim * (16 if order == 2 else 8))
                 _check(form == 0)
                 self.take(self.unpack("Q")[0])

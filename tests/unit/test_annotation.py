@@ -87,6 +87,10 @@ def of(annotation: Any) -> TypeNode:
     return resolve(annotation, where="acme.dsp/1.f, parameter x", globalns=globals())
 
 
+POINT = np.dtype([("x", "f8"), ("t", "M8[D]", (2,))])
+Points = Annotated[npt.NDArray[np.void], POINT]
+
+
 ACCEPTED: list[tuple[Any, str]] = [
     (None, "None"),
     (type(None), "None"),
@@ -140,7 +144,27 @@ ACCEPTED: list[tuple[Any, str]] = [
     (npt.NDArray[np.longlong], "ndarray[int64]"),
     (npt.NDArray[np.complex64], "ndarray[complex64]"),
     (list[npt.NDArray[np.uint16]], "list[ndarray[uint16]]"),
+    (npt.NDArray[np.datetime64], "ndarray[datetime64]"),
+    (npt.NDArray[np.timedelta64], "ndarray[timedelta64]"),
+    (npt.NDArray[np.str_], "ndarray[str]"),
+    (npt.NDArray[np.bytes_], "ndarray[bytes]"),
+    (npt.NDArray[np.void], "ndarray[void]"),
+    (Annotated[npt.NDArray[np.datetime64], np.dtype("M8[ns]")], "ndarray[datetime64[ns]]"),
+    (Annotated[np.ndarray, np.dtype("U5")], "ndarray[<U5]"),
+    (Annotated[npt.NDArray[Any], "what it means", np.dtype(">f8")], "ndarray[>f8]"),
+    (Annotated[Annotated[npt.NDArray[np.float64], 5], np.dtype(np.float64)], "ndarray[float64]"),
+    (Annotated[npt.NDArray[np.void], POINT], "ndarray[{x: float64 @0, t: datetime64[D](2,) @8; 24 bytes}]"),
+    (Annotated[npt.NDArray[np.generic], POINT], "ndarray[{x: float64 @0, t: datetime64[D](2,) @8; 24 bytes}]"),
+    (Points, "ndarray[{x: float64 @0, t: datetime64[D](2,) @8; 24 bytes}]"),
+    ("Points | None", "ndarray[{x: float64 @0, t: datetime64[D](2,) @8; 24 bytes}]?"),
+    (list[Points], "list[ndarray[{x: float64 @0, t: datetime64[D](2,) @8; 24 bytes}]]"),
+    (Annotated[int, np.dtype("U5")], "int"),
 ]
+if hasattr(np, "dtypes") and hasattr(np.dtypes, "StringDType"):
+    ACCEPTED += [
+        (np.ndarray[Any, np.dtypes.StringDType], "ndarray[StringDType]"),
+        (Annotated[npt.NDArray[Any], np.dtypes.StringDType(na_object=None)], "ndarray[StringDType[None]]"),
+    ]
 
 
 @pytest.mark.parametrize(("annotation", "text"), ACCEPTED, ids=lambda value: value if isinstance(value, str) else "")
@@ -208,8 +232,14 @@ REFUSED: list[tuple[Any, str]] = [
     (np.matrix, "NDArray"),
     (npt.NDArray[np.floating[Any]], "np.float64"),
     (npt.NDArray[np.object_], "np.float64"),
-    (npt.NDArray[np.datetime64], "np.float64"),
-    (npt.NDArray[np.str_], "np.float64"),
+    (npt.NDArray[np.flexible], "np.float64"),
+    (Annotated[npt.NDArray[np.float64], np.dtype("f4")], "whose items are no float64"),
+    (Annotated[npt.NDArray[np.void], np.dtype("O")], "whose items are no void"),
+    (Annotated[npt.NDArray[Any], np.dtype("O")], "objects do not travel"),
+    (Annotated[npt.NDArray[Any], np.dtype([("a", "O")])], "objects do not travel"),
+    (Annotated[npt.NDArray[Any], np.dtype([(("title", "a"), "f8")])], "titles"),
+    (Annotated[npt.NDArray[Any], np.dtype(("f8", (3,)))], "dtype of its items"),
+    (Annotated[npt.NDArray[Any], np.dtype("U")], "say their length"),
     (npt.NDArray[T], "np.float64"),  # type: ignore[valid-type]
     (dict[list[int], int], "keys"),
     (dict[tuple[list[int], int], int], "keys"),

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from fastplug.errors import ArgumentError, CopyRequired, RemoteProtocolError, ResultError
 from fastplug.interfaces import interface, interface_of
+from fastplug.protocols.grpc.arrays import ArrayCopies
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.schema import schema_of
-from fastplug.protocols.grpc.values import ArrayCopies
 
 
 class Level(enum.Enum):
@@ -182,7 +182,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "field": (Tree, Tree(1, [Tree("x")]), "Tree whose field 'kids' is list whose item 0 is Tree whose field 'value' is str"),  # type: ignore[arg-type]
     "another enum": (Level, Mode.READ, "must be Level, got"),
     "too deep": (Tree, deep(64), "nested deeper than 64 levels"),
-    "object array": (npt.NDArray[Any], np.array([object()]), "numpy.ndarray[object]"),
+    "object array": (npt.NDArray[Any], np.array([object()]), "Python objects do not travel"),
     "other dtype": (npt.NDArray[np.float64], np.zeros(2, np.float32), "must be ndarray[float64], got numpy.ndarray[float32]"),
     "masked": (npt.NDArray[Any], np.ma.masked_array([1.0], [True]), "mask"),
     "list for array": (npt.NDArray[Any], [1.0], "got list"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import struct
 from collections.abc import Iterator
@@ -12,14 +13,18 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit import some_arrays
 from tests.unit.test_leases import Keeper, KeeperPlugin
 from tests.unit.two_ends import Called, End, two_ends
 
+from fastplug import dtypes
 from fastplug._wire import Codec, Decoder, Encoder, compile_node
-from fastplug.annotation import Kind, TypeNode
-from fastplug.errors import ArgumentError, RemoteProtocolError
+from fastplug.annotation import Kind, TypeNode, resolve
+from fastplug.errors import ArgumentError, CopyRequired, RemoteProtocolError
 from fastplug.interfaces import interface_of
 from fastplug.shm import _ndarray
+from fastplug.shm._ndarray import InlineArrays
+from fastplug.shm._ndarray_dtype import CACHED_MAX
 
 ANY = compile_node(TypeNode(Kind.ARRAY))
 FLOATS = compile_node(TypeNode(Kind.ARRAY, dtype="float64"))
@@ -132,9 +137,10 @@ class Refused(NamedTuple):
         Refused(None, "None"),
         Refused(memoryview(b"12345678"), "memoryview"),
         Refused(np.array([object()]), "Python objects"),
-        Refused(np.array(["text"]), "does not travel"),
-        Refused(np.array([1], "M8[s]"), "does not travel"),
-        Refused(np.zeros(3, [("a", "f8")]), "does not travel"),
+        Refused(np.array(["text"]), r"numpy.ndarray\[<U4\]"),
+        Refused(np.array([1], "M8[s]"), r"datetime64\[s\]"),
+        Refused(np.zeros(3, [("a", "f8")]), r"\{a: float64 @0; 8 bytes\}"),
+        Refused(np.zeros(3, [(("title", "a"), "f8")]), "titles do not travel"),
         Refused(np.zeros(3, ">f8"), "foreign byte order"),
         Refused(np.ma.masked_array([1.0], [True]), "mask would be lost"),
         Refused(np.zeros(3, "f4"), "nothing is cast"),
@@ -147,12 +153,131 @@ def test_what_does_not_travel(wires: Wires, refused: Refused) -> None:
         wires.encoded(refused.value)
 
 
+@pytest.mark.parametrize(
+    "refused",
+    [
+        Refused(np.array([object()]), "Python objects"),
+        Refused(np.zeros(3, [("a", "f8"), ("b", "O")]), "Python objects"),
+        Refused(np.zeros(3, [(("title", "a"), "f8")]), "titles do not travel"),
+        Refused(np.zeros(3, []), "no bytes"),
+        Refused(np.ma.masked_array([1.0], [True]), "mask would be lost"),
+    ],
+    ids=lambda refused: refused.why,
+)
+def test_what_does_not_travel_where_any_dtype_is_declared(wires: Wires, refused: Refused) -> None:
+    with pytest.raises(ArgumentError, match=refused.why):
+        wires.encoded(refused.value, ANY)
+
+
+@given(some_arrays.arrays(), st.booleans())
+def test_every_dtype_in_every_layout(array: Array, shared: bool) -> None:
+    """By reference, by copy, inline; where any dtype is declared, and where this one is."""
+    wires = Wires(*two_ends())
+    if shared:
+        born: Array = _ndarray.empty(wires.host.arena, array.shape, array.dtype)
+        born[...] = array
+        array = born[::-1] if born.ndim else born
+    exact = compile_node(TypeNode(Kind.ARRAY, dtype=dtypes.text_of(dtypes.describe(array.dtype))))
+    for codec in (ANY, exact):
+        copies = wires.host.port.copies
+        data = wires.encoded(array, codec)
+        got = wires.decoded(data, codec)
+        assert some_arrays.same_items(got, array)
+        assert type(got) is np.ndarray
+        assert not got.flags.writeable
+        by_reference = shared and array.nbytes >= _ndarray.INLINE_BYTES
+        assert wires.host.port.copies == copies + (not by_reference)
+        if by_reference:
+            assert got.strides == array.strides
+        inline = Encoder(InlineArrays()).encode(codec, array)
+        assert some_arrays.same_items(Decoder(InlineArrays()).decode(codec, inline), array)
+        decoder = Decoder(wires.plugin.port)
+        assert decoder.decode(OF_A_STRUCT, b"\x12\x02\0\0\0" + b"\x00" + data) == Known()  # passed over, and given back
+    wires.host.close()
+    wires.plugin.close()
+
+
+@dataclasses.dataclass
+class Known:
+    """What an older peer knows of a newer one's struct."""
+
+    nothing: None = None
+
+
+OF_A_STRUCT = compile_node(resolve(Known, where="test"))
+
+
+@pytest.mark.parametrize(
+    ("family", "fits", "others"),
+    [
+        ("datetime64", "M8[25s]", ["m8[s]", "i8", "U3"]),
+        ("timedelta64", ">m8", ["M8", "f8"]),
+        ("str", "U7", ["S7", "V7"]),
+        ("bytes", "S7", ["U7", "V7", "u1"]),
+        ("void", [("a", "f8")], ["S8", "u1"]),
+        ("void", "V9", ["S9", "f8"]),
+    ],
+)
+def test_a_family_is_any_of_its_kind_and_no_other(wires: Wires, family: str, fits: Any, others: list[str]) -> None:
+    codec = compile_node(TypeNode(Kind.ARRAY, dtype=family))
+    array = np.zeros(5, fits)
+    assert wires.decoded(wires.encoded(array, codec), codec).dtype == array.dtype
+    for other in others:
+        with pytest.raises(ArgumentError, match="nothing is cast"):
+            wires.encoded(np.zeros(5, other), codec)
+        with pytest.raises(RemoteProtocolError, match=f"wanted {family}"):
+            wires.decoded(wires.encoded(np.zeros(5, other), ANY), codec)
+
+
+def test_a_dtype_spelt_in_two_ways_is_one(wires: Wires) -> None:
+    """Alignment, records and metadata change no byte; the receiver has the dtype that it declared."""
+    aligned = np.dtype([("a", "i1"), ("b", "f8")], align=True)
+    packed = np.dtype({"names": ["a", "b"], "formats": ["i1", "f8"], "offsets": [0, 8], "itemsize": 16})
+    codecs = [compile_node(TypeNode(Kind.ARRAY, dtype=dtypes.text_of(dtypes.describe(dtype)))) for dtype in (aligned, packed)]
+    told = np.dtype(aligned, metadata={"of": "no matter"})
+    for array in (np.ones(200, aligned), np.ones(200, packed), np.ones(200, told), np.ones(200, aligned).view(np.recarray)):
+        for one in codecs:
+            for other in codecs:
+                got = wires.decoded(wires.encoded(array, one), other)
+                assert some_arrays.same_items(got, np.ones(200, packed))
+                assert got.dtype.isalignedstruct == (other is codecs[0])
+
+
+def test_many_dtypes_do_not_fill_memory(wires: Wires) -> None:
+    """Texts are kept translated, so many of them."""
+    for i in range(2 * CACHED_MAX + 5):
+        dtype = np.dtype([(f"field {i}", "f8")])
+        assert wires.decoded(wires.encoded(np.zeros(2, dtype), ANY), ANY).dtype == dtype
+
+
+@pytest.mark.skipif(not hasattr(np, "dtypes") or not hasattr(np.dtypes, "StringDType"), reason="StringDType came with numpy 2")
+def test_strings_of_any_length_are_copied(wires: Wires) -> None:
+    array = np.array([["a", "b" * 3000, None], ["", "é", "x"]], np.dtypes.StringDType(na_object=None))
+    for codec in (ANY, compile_node(TypeNode(Kind.ARRAY, dtype="StringDType[None]"))):
+        for sent in (array, array.T, array[:0], np.repeat(array, 100)):
+            for port in (wires.host.port, InlineArrays()):
+                got = Decoder(wires.plugin.port).decode(codec, Encoder(port).encode(codec, sent))
+                assert got.dtype == sent.dtype
+                assert got.tolist() == sent.tolist()
+                assert not got.flags.writeable
+    with pytest.raises(ArgumentError, match="StringDType"):
+        wires.encoded(array)
+    with pytest.raises(TypeError, match="no place in shared memory"):
+        _ndarray.empty(wires.host.arena, 3, np.dtypes.StringDType())
+    strict, _ = two_ends(strict=True)
+    with pytest.raises(CopyRequired):
+        Encoder(strict.port).encode(ANY, np.repeat(array, 100))
+    assert Encoder(strict.port).encode(ANY, array[:1])
+
+
 def test_subclasses_travel_as_arrays(wires: Wires) -> None:
     class Own(np.ndarray):
         pass
 
-    got = wires.decoded(wires.encoded(np.arange(300.0).view(Own)))
-    assert type(got) is np.ndarray
+    for value in (np.arange(300.0).view(Own), np.ones((30, 30)).view(np.matrix), np.zeros(300).view(np.recarray)):
+        got = wires.decoded(wires.encoded(value))
+        assert type(got) is np.ndarray
+        assert got.shape == value.shape
 
 
 def test_empty() -> None:
@@ -171,8 +296,14 @@ def test_empty() -> None:
     ):
         with pytest.raises(error):
             _ndarray.empty(host.arena, shape, "f8")  # type: ignore[arg-type]
-    for dtype in ("O", "U3", ">f8", "M8[s]", [("a", "f8")]):
-        with pytest.raises(TypeError, match="do not travel"):
+    for dtype in ("U3", ">f8", "M8[s]", [("a", "f8"), ("b", "i1")], ("f8", (2, 3)), "V7"):
+        made = _ndarray.empty(host.arena, 500, dtype)
+        assert made.dtype == np.empty(500, dtype).dtype
+        assert made.shape == np.empty(500, dtype).shape
+        made[...] = np.zeros((), made.dtype)
+        assert _ndarray.readers_of(made) == 0
+    for dtype in ("O", [("a", "O")], "U", "V0", []):
+        with pytest.raises(TypeError, match=r"do not travel|no bytes"):
             _ndarray.empty(host.arena, 3, dtype)
 
 
@@ -198,9 +329,12 @@ class Descriptor(NamedTuple):
     segment: int = 0
     slot: int = 0
     offset: int = 0
+    text: str | None = None
 
     def packed(self) -> bytes:
         head = struct.pack("<BBBBBBH", 0x13, self.form, self.kind, self.itemsize, self.ndim, self.order, self.zero)
+        if self.text is not None:
+            head += struct.pack("<I", len(self.text)) + self.text.encode("latin-1")
         numbers = struct.pack(f"<{len(self.shape)}Q{len(self.strides)}q", *(n % 2**64 for n in self.shape), *self.strides)
         return head + numbers + PLACE.pack(self.segment, self.slot, self.offset)
 
@@ -283,11 +417,58 @@ def test_a_field_that_lies(wires: Wires, lie: Descriptor, codec: Codec) -> None:
         wires.decoded(lie.packed(), codec)
 
 
+WORDED = Descriptor(kind=ord("*"), itemsize=0)
+
+
+@pytest.mark.parametrize("text", ["<M8[ns]", ">f8", "|V8", '{"itemsize":8,"fields":[["a","<U1",4]]}'])
+def test_a_true_text_is_read(wires: Wires, text: str) -> None:
+    got = wires.decoded(WORDED._replace(text=text).packed(), ANY)
+    assert got.shape == (1000,)
+    assert got.dtype == dtypes.built(dtypes.parsed(text))
+    with pytest.raises(RemoteProtocolError, match="wanted float64"):
+        wires.decoded(WORDED._replace(text=text).packed())
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        WORDED,
+        WORDED._replace(text=""),
+        WORDED._replace(text="float64"),
+        WORDED._replace(text="object"),
+        WORDED._replace(text="f8,O"),
+        WORDED._replace(text="datetime64"),
+        WORDED._replace(text="<M8[ns]", itemsize=8),
+        WORDED._replace(text="|S0"),
+        WORDED._replace(text="<M8[\xff]"),
+        WORDED._replace(text="|V2147483647", shape=(2**40,)),
+        WORDED._replace(text="|V2147483647", shape=(2**32, 2**32), ndim=2),
+        WORDED._replace(text="|V1048577", shape=(1,)),
+        WORDED._replace(text="|V1024", shape=(1025,)),
+        WORDED._replace(text="StringDType"),
+        WORDED._replace(text="StringDType", form=INLINE),
+        WORDED._replace(text="{" * 100_000),
+        WORDED._replace(text='{"itemsize":8,"fields":[["a","float64",8]]}'),
+        WORDED._replace(text='{"itemsize":8,"fields":[["a","object",0]]}'),
+        WORDED._replace(text='{"itemsize":3,"fields":[["a","float32",0]],"aligned":true}'),
+        WORDED._replace(text='{"itemsize":9,"fields":[["a","float64",1]],"aligned":true}'),
+        Descriptor(text="<M8[ns]"),
+    ],
+    ids=lambda lie: f"{lie.text}"[:40],
+)
+def test_a_text_that_lies(wires: Wires, lie: Descriptor) -> None:
+    for codec in (FLOATS, ANY):
+        with pytest.raises(RemoteProtocolError) as caught:
+            wires.decoded(lie.packed(), codec)
+        assert len(str(caught.value)) < 1000
+
+
 def test_every_truncation(wires: Wires) -> None:
-    data = Descriptor(order=2, strides=(8,)).packed()
-    for end in range(len(data)):
-        with pytest.raises(RemoteProtocolError):
-            wires.decoded(data[:end])
+    for data in (Descriptor(order=2, strides=(8,)).packed(), WORDED._replace(text="|V8", order=2, strides=(8,)).packed()):
+        wires.decoded(data, ANY)
+        for end in range(len(data)):
+            with pytest.raises(RemoteProtocolError):
+                wires.decoded(data[:end], ANY)
 
 
 @pytest.mark.parametrize("count", [0, 7999, 8001, 2**32, 2**63, 2**64 - 1])

@@ -207,6 +207,7 @@ def test_a_checked_description_is_a_private_copy() -> None:
 # The rules of docs/wire.md, "Interface descriptions": host's method, plugin's method, reason or None.
 
 INT, STR = ["int"], ["str"]
+RECORD, OTHER_RECORD = ({"itemsize": 8, "fields": [["x", "int8", offset]]} for offset in (0, 1))
 
 
 def method(*parameters: list[Any], returns: list[Any] = INT) -> MethodDescription:
@@ -236,6 +237,22 @@ RULES: list[tuple[MethodDescription, MethodDescription, str | None]] = [
     (method(returns=["tuple", INT, INT]), method(returns=["tuple", INT]), "result: expected tuple[int, int], got tuple[int]"),
     (method(returns=["array", "float64"]), method(returns=["array", None]), "result: expected ndarray[float64], got ndarray"),
     (method(returns=["array", "int8"]), method(returns=["array", "int8"]), None),
+    (
+        method(returns=["array", "<M8[s]"]),
+        method(returns=["array", "<M8[ns]"]),
+        "result: expected ndarray[datetime64[s]], got ndarray[datetime64[ns]]",
+    ),
+    (
+        method(returns=["array", "datetime64"]),
+        method(returns=["array", "<M8[s]"]),
+        "result: expected ndarray[datetime64], got ndarray[datetime64[s]]",
+    ),
+    (method(returns=["array", RECORD]), method(returns=["array", RECORD]), None),
+    (
+        method(returns=["array", RECORD]),
+        method(returns=["array", OTHER_RECORD]),
+        "result: expected ndarray[{x: int8 @0; 8 bytes}], got ndarray[{x: int8 @1; 8 bytes}]",
+    ),
     (
         method(returns=["enum", "Color", ["RED"]]),
         method(returns=["enum", "Color", ["RED", "BLUE"]]),

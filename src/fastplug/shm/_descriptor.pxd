@@ -11,6 +11,7 @@ cdef enum:
     ORDER_FORTRAN = 1
     ORDER_STRIDED = 2
     MAX_NDIM = 64               # wire.md; numpy 2 has the same limit
+    KIND_TEXT = 0x2A            # '*': the dtype is said in words behind the head
 
 cdef packed struct ArrayHead:
     uint8_t form

@@ -4,16 +4,16 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import disjoint_base
 
-from fastplug._wire import ArrayPort
 from fastplug.shm._arena import Arena
+from fastplug.shm._ndarray_layout import Described, InlineArrays
 from fastplug.shm._port import ArenaPort
+
+__all__ = ["INLINE_BYTES", "ArenaArrays", "InlineArrays", "borrowers_of", "empty", "readers_of"]
 
 INLINE_BYTES: Final[int]
 
-class InlineArrays(ArrayPort): ...
-
 @disjoint_base
-class ArenaArrays(ArrayPort):
+class ArenaArrays(Described):
     def __init__(self, port: ArenaPort) -> None: ...
 
 def empty(arena: Arena, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]: ...

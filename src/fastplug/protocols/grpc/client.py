@@ -27,6 +27,7 @@ from fastplug.net.dial import dial
 from fastplug.net.listener import Listener
 from fastplug.process.stacks import process_state
 from fastplug.protocol import HostContext
+from fastplug.protocols.grpc.arrays import ArrayCopies
 from fastplug.protocols.grpc.broker import Broker, Carrier, Conversation
 from fastplug.protocols.grpc.calls import Calls
 from fastplug.protocols.grpc.carrier import AnnouncedSockets
@@ -40,7 +41,6 @@ from fastplug.protocols.grpc.schema import Rpc, schema_of
 from fastplug.protocols.grpc.stdio import STDERR, STDOUT
 from fastplug.protocols.grpc.stream import SocketStream
 from fastplug.protocols.grpc.streaming import StreamCalls
-from fastplug.protocols.grpc.values import ArrayCopies
 from fastplug.protocols.grpc.workers import CALL_KEY
 from fastplug.protocols.handle import absent_method, make_handle
 from fastplug.signature import InterfaceDescription, check_offer, checked_description, offered_index

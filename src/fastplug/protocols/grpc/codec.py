@@ -18,10 +18,11 @@ from fastplug import _wire_words as words
 from fastplug._wire_words import Unfit, canonical, got, shown
 from fastplug.annotation import MISSING, Kind, TypeNode
 from fastplug.errors import ArgumentError, ResultError
+from fastplug.protocols.grpc.arrays import ArrayCodec, ArrayCopies
 from fastplug.protocols.grpc.errors import Malformed
 from fastplug.protocols.grpc.names import field_names
 from fastplug.protocols.grpc.schema import CLEARED, Rpc, is_clearable, is_map_key
-from fastplug.protocols.grpc.values import ArrayCopies, Scalar, array_codec, complex_value, scalar_codec
+from fastplug.protocols.grpc.values import Scalar, complex_value, scalar_codec
 
 __all__ = ["MethodCodec"]
 
@@ -85,8 +86,8 @@ class _Compiler:
             case Kind.COMPLEX:
                 return _Message(_write_complex, lambda message, depth: complex(message.real, message.imag))
             case Kind.ARRAY:
-                write, read = array_codec(node.dtype, self.copies)
-                return _Message(lambda message, value, depth: write(message, value), lambda message, depth: read(message))
+                array = ArrayCodec(node.dtype, self.copies)
+                return _Message(lambda message, value, depth: array.write(message, value), lambda message, depth: array.read(message))
             case Kind.TUPLE:
                 names = [f"item{i}" for i in range(len(node.args))]
                 return _tuple([self.field(name, part) for name, part in zip(names, node.args, strict=True)])

@@ -16,6 +16,7 @@ from fastplug.interfaces import Interface, check_implementation
 from fastplug.net.listener import Listener, TcpListener, listen
 from fastplug.plugin import GRPCPlugin
 from fastplug.protocol import PluginContext
+from fastplug.protocols.grpc.arrays import ArrayCopies
 from fastplug.protocols.grpc.broker import Broker, Carrier
 from fastplug.protocols.grpc.carrier import AnnouncedSockets
 from fastplug.protocols.grpc.channel import CallContext, Code, Handler, HandlerKind, Limits, select
@@ -26,7 +27,6 @@ from fastplug.protocols.grpc.reflection import reflection_methods
 from fastplug.protocols.grpc.schema import Rpc, schema_of
 from fastplug.protocols.grpc.services import Services
 from fastplug.protocols.grpc.stream import SocketStream
-from fastplug.protocols.grpc.values import ArrayCopies
 from fastplug.protocols.grpc.workers import Job, Workers
 from fastplug.signature import describe_interface
 

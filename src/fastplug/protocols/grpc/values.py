@@ -17,16 +17,11 @@ from typing import Any, NamedTuple
 
 from fastplug._wire_words import Unfit, decimal_of, got
 from fastplug.annotation import Kind, TypeNode
-from fastplug.errors import CopyRequired
 from fastplug.protocols.grpc.names import enum_members
 
-__all__ = ["ArrayCopies", "Scalar", "array_codec", "complex_value", "scalar_codec"]
+__all__ = ["Scalar", "complex_value", "scalar_codec"]
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
-# numpy's own limit; a peer's shape is checked against it before numpy sees it.
-NDIM_MAX = 64
-# docs/wire.md, "Arrays": smaller ones travel inline on every transport.
-STRICT_BYTES = 1024
 
 
 class Scalar(NamedTuple):
@@ -189,75 +184,3 @@ def _flag_codec(cls: type[Any]) -> Scalar:
         return made
 
     return Scalar(to_proto, from_proto)
-
-
-class ArrayCopies:
-    """Counts the copies of array data, for stats(). Two threads may lose a count to each other; it is a statistic.
-
-    Args: ``strict`` refuses to copy an array of STRICT_BYTES or more.
-    """
-
-    def __init__(self, *, strict: bool = False) -> None:
-        self.copies = 0
-        self.copied_bytes = 0
-        self._strict = strict
-
-    def check(self, size_bytes: int) -> None:
-        """Before a copy is made. Raises CopyRequired."""
-        if self._strict and size_bytes >= STRICT_BYTES:
-            raise CopyRequired(
-                f"strict_zero_copy is set, and gRPC copies every array (this one has {size_bytes} bytes). "
-                "Use the fast transport, or unset it."
-            )
-
-    def add(self, size_bytes: int) -> None:
-        self.copies += 1
-        self.copied_bytes += size_bytes
-
-
-def array_codec(dtype: str | None, copies: ArrayCopies) -> tuple[Callable[[Any, Any], None], Callable[[Any], Any]]:
-    """Writer and reader of NDArray messages. The bytes are in this machine's order: a plugin runs on its host's machine."""
-    import numpy as np
-
-    declared = np.dtype(dtype) if dtype is not None else None
-
-    def write(message: Any, value: Any) -> None:
-        if not isinstance(value, np.ndarray):
-            raise Unfit(got(value))
-        if isinstance(value, np.ma.MaskedArray):
-            raise Unfit("a masked array; send its data and its mask as two arrays")
-        if value.dtype.kind not in "biufc" or not value.dtype.isnative or (declared is not None and value.dtype != declared):
-            raise Unfit(got(value))
-        copies.check(value.nbytes)
-        fortran = value.flags.f_contiguous and not value.flags.c_contiguous
-        message.dtype = value.dtype.name
-        message.shape.extend(value.shape)
-        message.fortran = fortran
-        message.data = value.tobytes("F" if fortran else "C")
-        copies.add(value.nbytes)
-
-    def read(message: Any) -> Any:
-        name, shape, data = message.dtype, tuple(message.shape), message.data
-        found = _known_dtype(name)
-        if declared is not None and found != declared:
-            raise ValueError(f"the array has dtype {name[:40]!r} where {dtype} is declared")
-        size = found.itemsize
-        for extent in shape:
-            size *= extent
-        if len(shape) > NDIM_MAX or any(extent < 0 for extent in shape) or size != len(data):
-            raise ValueError(f"an array of shape {shape[:NDIM_MAX]} and dtype {name} does not have {len(data)} bytes")
-        copies.add(size)
-        # bytes are immutable, so the array is read-only; its memory lives as long as it is referenced.
-        return np.frombuffer(data, found).reshape(shape, order="F" if message.fortran else "C")
-
-    return write, read
-
-
-def _known_dtype(name: str) -> Any:
-    import numpy as np
-
-    found = np.sctypeDict.get(name)
-    dtype = np.dtype(found) if found is not None else None
-    if dtype is None or dtype.kind not in "biufc":
-        raise ValueError(f"{name[:40]!r} is no dtype of numbers")
-    return dtype

@@ -1,0 +1,5 @@
+from typing import Final
+
+CACHED_MAX: Final[int]
+
+class Declared: ...
