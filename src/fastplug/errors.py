@@ -34,8 +34,9 @@ from __future__ import annotations
 
 import builtins
 import signal
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self, TypeVar
 
 __all__ = [
     "ArenaExhausted",
@@ -229,17 +230,70 @@ class CopyRequired(PluginError):
 
 
 class RpcError(PluginError):
-    """A gRPC status that no other error of the tree stands for.
+    """A gRPC status that no other error of the tree stands for. Once grpc is imported it is a grpc.RpcError, too, and ``code()``,
+    ``details()`` and ``trailing_metadata()`` give what they give there.
 
     Attributes: ``code`` (the number of the gRPC status), ``message``, ``details`` (bytes, may be empty), ``trailers``.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        return super().__new__(_grpc_kind(cls))
+
     def __init__(self, code: int, message: str, details: bytes = b"", trailers: Sequence[tuple[str, Any]] = ()) -> None:
-        super().__init__(f"gRPC status {code}: {message}")
+        super().__init__(f"gRPC status {int(code)}: {message}")
         self.code = code
         self.message = message
         self.details = details
         self.trailers = tuple(trailers)
+
+    def __reduce__(self) -> Any:
+        return RpcError, (int(self.code), self.message, bytes(self.details), self.trailers)
+
+
+class _StatusNumber(int):
+    """``error.code`` is a number, and ``error.code()`` the grpc.StatusCode."""
+
+    def __call__(self) -> Any:
+        codes = sys.modules["grpc"].StatusCode
+        return next((code for code in codes if code.value[0] == self), codes.UNKNOWN)
+
+
+class _Details(bytes):
+    """``error.details`` is the status as bytes, and ``error.details()`` the message."""
+
+    message: str
+
+    def __call__(self) -> str:
+        return self.message
+
+
+class _LikeGrpc:
+    """What an RpcError has beside its own when grpc is there."""
+
+    def __init__(self, code: int, message: str, details: bytes = b"", trailers: Sequence[tuple[str, Any]] = ()) -> None:
+        own = _Details(details)
+        own.message = message
+        super().__init__(_StatusNumber(code), message, own, trailers)  # type: ignore[call-arg]
+
+    def trailing_metadata(self) -> Any:
+        return self.trailers  # type: ignore[attr-defined]
+
+
+_grpc_kinds: dict[type, type] = {}
+
+
+_Rpc = TypeVar("_Rpc", bound=RpcError)
+
+
+def _grpc_kind(cls: type[_Rpc]) -> type[_Rpc]:
+    """``cls``, or once grpc is imported a subclass of it that is a grpc.RpcError as well. Imports nothing."""
+    foreign = getattr(sys.modules.get("grpc"), "RpcError", None)
+    if foreign is None or issubclass(cls, foreign):
+        return cls
+    if cls not in _grpc_kinds:
+        _grpc_kinds[cls] = type(cls.__name__, (_LikeGrpc, cls, foreign), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    found: type[_Rpc] = _grpc_kinds[cls]
+    return found
 
 
 class BrokerTimeout(PluginError):

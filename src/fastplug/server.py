@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -91,6 +93,9 @@ def serve_config(config: ServeConfig) -> None:
     versions = config.served_versions()
     version = choose_version(versions, environment.versions)
     served = _served(versions[version])
+    # A host waits for the exit. Without a last search for cycles, which finds nothing that the exit does not free, it comes three times as
+    # fast with grpc and numpy loaded (50 -> 15 ms).
+    atexit.register(gc.freeze)
     with contextlib.ExitStack() as stack:
         stdio = PluginStdio(environment.log_level)
         stack.callback(stdio.close)
