@@ -14,7 +14,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 from fastplug import dtypes
 from fastplug.errors import ConfigError
@@ -201,10 +201,8 @@ class _Resolver:
     def node(self, annotation: Any, where: str, depth: int) -> TypeNode:
         if depth > DEPTH_LIMIT:
             raise ConfigError(f"{where}: types nested more than {DEPTH_LIMIT} deep; flatten them, or make a recursive alias a dataclass")
-        annotation, dtype = self._unwrapped(annotation, where)
+        annotation = self._unwrapped(annotation, where)
         origin = typing.get_origin(annotation)
-        if dtype is not None and (origin or annotation) is _loaded("numpy", "ndarray"):
-            return TypeNode(Kind.ARRAY, dtype=_exact(annotation, dtype, where))
         if origin is typing.Union or origin is types.UnionType:
             return self._optional(annotation, where, depth)
         if origin is not None:
@@ -213,20 +211,20 @@ class _Resolver:
             return self._class(annotation, where, depth)
         raise _refusal(annotation, where)
 
-    def _unwrapped(self, annotation: Any, where: str) -> tuple[Any, Any]:
-        """Without what only gives a type another name: quotes, Annotated, NewType, aliases; and the dtype that an Annotated adds.
-        None is its type."""
-        dtype: Any = None
+    def _unwrapped(self, annotation: Any, where: str) -> Any:
+        """Without what only gives a type another name: quotes, Annotated, NewType, aliases. None is its type. A dtype in an Annotated
+        around an array moves into the array's own arguments."""
+        exact: Any = None
         for _ in range(DEPTH_LIMIT):
             if annotation is None:
-                return type(None), dtype
+                return type(None)
             if isinstance(annotation, typing.ForwardRef):
                 annotation = annotation.__forward_arg__
             if isinstance(annotation, str):
                 annotation = self._evaluated(annotation, where)
             elif typing.get_origin(annotation) is typing.Annotated:
                 said = [one for one in annotation.__metadata__ if isinstance(one, _loaded_class("numpy", "dtype"))]
-                dtype = said[-1] if said and dtype is None else dtype  # as everywhere in typing, the outer one is nearer
+                exact = said[-1] if said and exact is None else exact  # as everywhere in typing, the outer one is nearer
                 annotation = annotation.__origin__
             elif isinstance(annotation, typing.NewType):
                 annotation = annotation.__supertype__
@@ -234,8 +232,10 @@ class _Resolver:
                 annotation = annotation.__value__
             elif _is_alias(typing.get_origin(annotation)):
                 annotation = _substituted(annotation)
+            elif exact is not None and (typing.get_origin(annotation) or annotation) is _loaded("numpy", "ndarray"):
+                return types.GenericAlias(_loaded_class("numpy", "ndarray"), (*typing.get_args(annotation), exact))
             else:
-                return annotation, dtype
+                return annotation
         raise ConfigError(f"{where}: {annotation!r} is an alias of itself; name a type")
 
     def _evaluated(self, text: str, where: str) -> Any:
@@ -267,7 +267,7 @@ class _Resolver:
         if origin is dict and len(args) == 2:
             return self._dict(annotation, args, where, depth)
         if origin is _loaded("numpy", "ndarray"):
-            return TypeNode(Kind.ARRAY, dtype=_dtype(annotation, args, where))
+            return _array(annotation, args, where)
         if _is_struct(origin):
             raise _refusal(annotation, where, "is generic", _CONCRETE)
         raise _refusal(annotation, where)
@@ -395,63 +395,11 @@ def _msgspec_fields(cls: Any, _where: str) -> _Fields:
     return found
 
 
-_FAMILY_OF = {"datetime64": "datetime64", "timedelta64": "timedelta64", "str_": "str", "bytes_": "bytes", "void": "void"}
-
-
-def _dtype(annotation: Any, args: tuple[Any, ...], where: str) -> str | None:
-    """The text of the dtype in ``ndarray[shape, dtype[scalar]]``, or a family; None for any. The shape is not looked at."""
-    import numpy as np  # loaded already: the annotation is numpy's own class
-
-    scalar = _scalar(args)
-    if scalar in (Any, np.generic):
-        return None
-    if isinstance(scalar, np.dtype):
-        return _exact(annotation, scalar, where)
-    for name, family in _FAMILY_OF.items():
-        if scalar is getattr(np, name):
-            return family
-    concrete = any(scalar is known for known in np.sctypeDict.values())  # np.floating and the like are not in it
-    dtype: np.dtype[Any] = np.dtype(scalar if concrete else object)
-    if dtype.kind not in "biufc":
-        raise _refusal(annotation, where, "names no dtype that travels", "name np.float64, np.datetime64, np.str_, np.void, ... or Any")
-    return _text(annotation, dtype, where)
-
-
-def _exact(annotation: Any, dtype: Any, where: str) -> str:
-    """Of ``Annotated[npt.NDArray[scalar], dtype]``: the two may not contradict each other."""
-    scalar = _scalar(typing.get_args(annotation))
-    if isinstance(scalar, type) and scalar is not Any and not issubclass(dtype.type, scalar):
-        raise ConfigError(f"{where}: {_shown(annotation)} is annotated with dtype {dtype}, whose items are no {scalar.__name__}")
-    return _text(annotation, dtype, where)
-
-
-def _text(annotation: Any, dtype: Any, where: str) -> str:
-    if dtype.subdtype is not None:
-        raise _refusal(annotation, where, f"has dtype {dtype}, which is no dtype of an array", "name the dtype of its items")
+def _array(annotation: Any, args: tuple[Any, ...], where: str) -> TypeNode:
     try:
-        text = dtypes.text_of(dtypes.describe(dtype))
+        return TypeNode(Kind.ARRAY, dtype=dtypes.declared(args))
     except dtypes.UndescribedError as error:
-        raise _refusal(annotation, where, f"is an array of {error}", "name another dtype") from None
-    if not dtype.itemsize:
-        raise _refusal(annotation, where, f"has dtype {dtype}, whose items have no bytes", "say their length")
-    return text
-
-
-def _scalar(args: tuple[Any, ...]) -> Any:
-    """The scalar type in the arguments of ``ndarray[shape, dtype[scalar]]``; Any where nothing is said; the dtype itself where its class
-    is named and has no parameters (np.dtypes.StringDType)."""
-    import numpy as np
-
-    if len(args) < 2:
-        return Any
-    cls: Any = typing.get_origin(args[1]) or args[1]
-    if isinstance(cls, type) and issubclass(cls, np.dtype) and cls is not np.dtype:
-        made: Any = cast(Any, cls)()
-        return made if made.itemsize else made.type
-    scalar: Any = next(iter(typing.get_args(args[1])), Any)
-    # The bare npt.NDArray holds numpy's own type variable; from numpy 2.5 on it is an alias that cannot be asked for it by module.
-    plain = _loaded("numpy.typing", "NDArray")
-    return Any if scalar in getattr(getattr(plain, "__value__", plain), "__parameters__", ()) else scalar
+        raise ConfigError(f"{where}: {_shown(annotation)} is an array of {error}") from None
 
 
 def _shown(annotation: Any) -> str:

@@ -11,6 +11,8 @@ import json
 import math
 import re
 import struct
+import sys
+import typing
 from typing import Any, Final
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "UndescribedError",
     "built",
     "checked",
+    "declared",
     "describe",
     "laid_out",
     "packed_strings",
@@ -242,6 +245,57 @@ def shown(description: Description) -> str:
         f"{name}: {shown(inner)}{tuple(shape[0]) if shape else ''} @{offset}" for name, inner, offset, *shape in description["fields"]
     )
     return f"{{{fields}; {description['itemsize']} bytes}}"
+
+
+def declared(args: tuple[Any, ...]) -> str | None:
+    """What the arguments of an annotation ``ndarray[shape, dtype[scalar]]`` say: the text of a dtype, the name of a family, or None for any.
+
+    The shape is not looked at. A dtype itself as the last argument is what an ``Annotated`` around the array had. Raises
+    UndescribedError.
+    """
+    import numpy as np
+
+    if args and isinstance(args[-1], np.dtype):
+        exact, scalar = args[-1], _scalar(np, args[:-1])
+        if isinstance(scalar, type) and scalar is not Any and not issubclass(exact.type, scalar):
+            raise UndescribedError(f"{scalar.__name__} and of dtype {exact} at the same time; name one of them")
+        return _exact(exact)
+    scalar = _scalar(np, args)
+    if scalar in (Any, np.generic):
+        return None
+    if isinstance(scalar, np.dtype):
+        return _exact(scalar)
+    for family, kind in FAMILIES.items():
+        if scalar is np.dtype(kind).type:
+            return family
+    concrete = any(scalar is known for known in np.sctypeDict.values())  # np.floating and the like are not in it
+    if not concrete or np.dtype(scalar).kind not in _WORDS:
+        name = getattr(scalar, "__name__", scalar)
+        raise UndescribedError(f"{name}, which is no dtype that travels; name np.float64, np.datetime64, np.str_, np.void, ... or Any")
+    return _exact(np.dtype(scalar))
+
+
+def _exact(dtype: Any) -> str:
+    if dtype.subdtype is not None:
+        raise UndescribedError(f"dtype {dtype}, which no array has; name the dtype of its items")
+    text = text_of(describe(dtype))
+    if not dtype.itemsize:
+        raise UndescribedError(f"dtype {dtype}, whose items have no bytes; say their length")
+    return text
+
+
+def _scalar(np: Any, args: tuple[Any, ...]) -> Any:
+    """numpy's scalar type; Any where nothing is said; a dtype where its class is named and has no parameters (np.dtypes.StringDType)."""
+    if len(args) < 2:
+        return Any
+    cls = typing.get_origin(args[1]) or args[1]
+    if isinstance(cls, type) and issubclass(cls, np.dtype) and cls is not np.dtype:
+        made = cls()
+        return made if made.itemsize else made.type
+    scalar = next(iter(typing.get_args(args[1])), Any)
+    # The bare npt.NDArray holds numpy's own type variable; from numpy 2.5 on it is an alias that cannot be asked for it by module.
+    plain = getattr(sys.modules.get("numpy.typing"), "NDArray", None)
+    return Any if scalar in getattr(getattr(plain, "__value__", plain), "__parameters__", ()) else scalar
 
 
 # The items of a StringDType: u32 bytes and UTF-8 each, in C order; numpy keeps them in memory of its own.
