@@ -35,7 +35,7 @@ LAYERS = (
     # roles
     ("certificates", "client", "grpc_access", "launch", "life", "reattachment", "server"),
     # faces
-    ("", "api", "entry"),
+    ("", "api", "contrib", "entry"),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
