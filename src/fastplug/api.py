@@ -91,6 +91,7 @@ class Options(TypedDict, total=False):
     tls: Tls | None
     grpc_engine: str
     grpc_dial_options: Sequence[tuple[str, Any]]
+    grpc_broker_multiplex: bool
     broker_timeout_s: float
     reattach_runner: Callable[[ReattachConfig], AttachedRunner] | None
 

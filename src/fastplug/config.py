@@ -190,6 +190,8 @@ class ClientConfig:
         tls: own certificates instead, for a plugin that has them (go-plugin: TLSConfig); gRPC is then the only protocol.
         grpc_engine: what carries gRPC: "auto" or an engine's name ("grpcio").
         grpc_dial_options: as for ``grpc.insecure_channel``, for ``client.channel``; they win over fastplug's own.
+        grpc_broker_multiplex: one socket carries the main connection and all brokered ones (go-plugin: GRPCBrokerMultiplex); gRPC is then
+            the only protocol, and a plugin that cannot do it is refused.
         broker_timeout_s: how long ``client.broker`` waits for the plugin, in seconds (go-plugin: 5).
         stderr: gets a copy of all that the plugin writes to stderr, byte by byte (go-plugin: Stderr). It is called on the thread that
             drains the plugin: one that blocks holds up this plugin's log, and one that raises is not called again.
@@ -237,6 +239,7 @@ class ClientConfig:
     tls: Tls | None = None
     grpc_engine: str = "auto"
     grpc_dial_options: Sequence[tuple[str, Any]] = ()
+    grpc_broker_multiplex: bool = False
     broker_timeout_s: float = BROKER_TIMEOUT_S
     reattach: ReattachConfig | None = None
     reattach_runner: Callable[[ReattachConfig], Any] | None = None
@@ -255,12 +258,7 @@ class ClientConfig:
             _positive(name, getattr(self, name))
         if self.arena_limit_bytes is not None:
             _positive("arena_limit_bytes", self.arena_limit_bytes)
-        if self.tls is not None:
-            if self.auto_mtls:
-                raise ConfigError("auto_mtls makes certificates, tls= gives them: use one of the two")
-            if self.transport not in ("auto", "grpc") or "grpc" not in self.allowed_protocols:
-                raise ConfigError("tls= is for plugins over gRPC: allow it (transport=, allowed_protocols=)")
-        _known_curve(self.mtls_curve)
+        self._check_grpc()
         unknown = sorted(set(self.allowed_protocols) - {"fast", "grpc", "netrpc"})
         if unknown or not self.allowed_protocols:
             raise ConfigError(f"allowed_protocols takes fast, grpc and netrpc; got {list(self.allowed_protocols)}")
@@ -268,6 +266,16 @@ class ClientConfig:
         for key, value in (self.env or {}).items():
             if not key or "=" in key or "\0" in key + value:
                 raise ConfigError(f"env maps names to values, without NUL or '=' in names; got {key!r}: {value!r}")
+
+    def _check_grpc(self) -> None:
+        over_grpc = self.transport in ("auto", "grpc") and "grpc" in self.allowed_protocols
+        if self.tls is not None and self.auto_mtls:
+            raise ConfigError("auto_mtls makes certificates, tls= gives them: use one of the two")
+        if self.tls is not None and not over_grpc:
+            raise ConfigError("tls= is for plugins over gRPC: allow it (transport=, allowed_protocols=)")
+        if self.grpc_broker_multiplex and not over_grpc:
+            raise ConfigError("grpc_broker_multiplex is for plugins over gRPC: allow it (transport=, allowed_protocols=)")
+        _known_curve(self.mtls_curve)
 
     def _check_how(self) -> None:
         """To start or to attach. The texts are go-plugin's where it has some."""
@@ -280,6 +288,10 @@ class ClientConfig:
         if self.auto_mtls:
             raise ConfigError(
                 "auto_mtls cannot be used with reattach=: its certificates are made for one start. Give certificates with tls="
+            )
+        if self.grpc_broker_multiplex:
+            raise ConfigError(
+                "gRPC broker multiplexing is not supported with Reattach config: a plugin takes one connection, of its first host"
             )
         if self.secure is not None:
             raise ConfigError("only one of Reattach or SecureConfig can be set: the file of a running plugin cannot be checked any more")

@@ -21,6 +21,7 @@ from fastplug.errors import ConfigError, HandshakeError, HandshakeTimeout, Plugi
 from fastplug.handshake.environment import Choice, Offer, family_marks, host_environment, vouch_message
 from fastplug.handshake.line import HandshakeLine, LineReader
 from fastplug.handshake.negotiation import accept
+from fastplug.net.relay import Hold, relay
 from fastplug.process.checksum import Pinned, pin
 from fastplug.process.command import CommandRunner
 from fastplug.process.runner import AddressTranslator, Runner
@@ -55,8 +56,9 @@ class Launch:
         self.control: socket.socket | None = None
         self.output: OutputPump | None = None
         self._plugin_socket: socket.socket | None = None
+        self._hold: Hold | None = None
         self.identity = host_identity(config)
-        if config.transport != "grpc" and "fast" in config.allowed_protocols and config.tls is None:
+        if config.transport != "grpc" and "fast" in config.allowed_protocols and config.tls is None and not config.grpc_broker_multiplex:
             self.control, self._plugin_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.offer = self._make_offer()
         self.mark = secrets.token_hex(MARK_BYTES)
@@ -110,6 +112,7 @@ class Launch:
             client_cert=self.identity.certificate_pem.decode() if self.identity is not None else None,
             min_port=config.min_port,
             max_port=config.max_port,
+            multiplex=config.grpc_broker_multiplex,
             socket_dir=self.socket_dir,
             socket_group=config.unix_socket.group if config.unix_socket is not None else None,
             family=family_marks(os.environ.get("FASTPLUG_FAMILY", ""), self.mark),
@@ -137,6 +140,8 @@ class Launch:
         try:
             if self.runner.vouches and self.control is not None and self.offer is not None:
                 self.control.send(vouch_message(self.offer))
+            if self.offer is None and (self.identity is not None or self.config.tls is not None or self.config.grpc_broker_multiplex):
+                self._hold = relay().hold()  # it starts while the plugin does
             self.runner.start()
             if self.config.managed:
                 warden.watch(self.runner, self.socket_dir, self.mark)
@@ -158,7 +163,7 @@ class Launch:
         Raises:
             HandshakeTimeout, StartError (it ended), HandshakeError and its kin.
         """
-        reader = LineReader()
+        reader = LineReader(multiplex_wanted=self.config.grpc_broker_multiplex)
         line = self._read_line(reader)
         wanted = self.config.transport
         allowed = [
@@ -225,6 +230,8 @@ class Launch:
 
     def release(self) -> None:
         """Closes the sockets that nobody took over. Idempotent."""
+        if self._hold is not None:
+            self._hold.release()
         for sock in (self.control, self._plugin_socket, self._pinned):
             if sock is not None:
                 sock.close()

@@ -76,6 +76,7 @@ class PluginContext:
         interfaces: interface and implementation, in the order they are announced.
         tls: how to meet hosts; None for no TLS.
         stdio: what is printed, for gRPC's stream of it; None when the host gets it by the log.
+        multiplex: one socket is to carry all gRPC connections, brokered ones too (PLUGIN_MULTIPLEX_GRPC).
         plugins: the whole set that is served; what has no interface is for gRPC.
         socket_dir, socket_group: where to make Unix sockets, and for which group (PLUGIN_UNIX_SOCKET_DIR, _GROUP).
         ports: where to listen with ``config.network="tcp"`` (PLUGIN_MIN_PORT, _MAX_PORT); (0, 0) for any port.
@@ -87,6 +88,7 @@ class PluginContext:
     interfaces: Sequence[tuple[Interface, Any]]
     tls: Tls | None = None
     stdio: Any = None
+    multiplex: bool = False
     plugins: PluginSet = dataclasses.field(default_factory=dict)
     socket_dir: str | None = None
     socket_group: str | None = None

@@ -108,7 +108,7 @@ def serve_config(config: ServeConfig) -> None:
         stack.callback(server.close)
         if feed is not None and name == "grpc":
             stack.enter_context(streamed_descriptors(feed) if config.sync_fds else streamed(feed))
-        multiplex = False if environment.multiplex else None
+        multiplex = environment.multiplexes if name == "grpc" else None
         line = HandshakeLine(version, server.network, server.address, name, server_cert=cert, multiplex=multiplex)
         with _deaf_to_interrupts(), _watching_host(config, server):
             stdio.write_line(line.format())
@@ -228,6 +228,7 @@ def _make_server(
         if control is not None:
             control.detach()  # it is somebody else's descriptor
     context.tls, cert = plugin_tls(config, environment.client_cert)
+    context.multiplex = bool(environment.multiplexes)
     name = next((name for name in protocols if name != "fast"), "grpc")
     return protocol_named(name).serve(context), name, cert
 

@@ -44,9 +44,11 @@ def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
     return found
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "mtls"])
+@pytest.fixture(scope="module", params=["plain", "mtls", pytest.param("mux", marks=pytest.mark.long), "mux-mtls"])
 def client(request: pytest.FixtureRequest, pair: tuple[str, str]) -> Iterator[fastplug.Client]:
-    with fastplug.start(COMMAND, **options(*pair, auto_mtls=request.param)) as started:
+    with fastplug.start(
+        COMMAND, **options(*pair, auto_mtls="mtls" in request.param, grpc_broker_multiplex="mux" in request.param)
+    ) as started:
         yield started
 
 

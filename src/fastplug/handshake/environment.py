@@ -56,6 +56,7 @@ FAMILY_DEPTH_MAX: Final = 16
 _MARK: Final = re.compile(r"[0-9a-f]{16}")
 
 _DECIMAL: Final = re.compile(r"[0-9]{1,9}")
+_TRUE: Final = ("1", "t", "T", "TRUE", "true", "True")  # Go: strconv.ParseBool
 _LEVEL_NAMES: Final = {"trace": 5, "debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40, "critical": 50}
 
 
@@ -273,6 +274,14 @@ class PluginEnvironment:
     log_level: int | None
     stream_stdio: bool
     remove: tuple[str, ...]
+
+    @property
+    def multiplexes(self) -> bool | None:
+        """Whether the host multiplexes its broker; None for one that does not ask, which must not see a seventh field in the line.
+
+        What is neither true nor false to Go counts as false: the host then says what is wrong.
+        """
+        return self.multiplex in _TRUE if self.multiplex else None
 
     def ports(self) -> tuple[int, int]:
         """The range for a TCP listener, (0, 0) for any port. Raises HandshakeError for a range that is none."""

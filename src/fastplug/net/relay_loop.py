@@ -6,7 +6,6 @@ Nothing in it blocks. Every part says what it waits for (`Loop.watch`), and take
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import select
 import socket
@@ -87,8 +86,16 @@ class Loop:
 class Control:
     """The relay's end of the control socket: JSON objects with descriptors, one a packet."""
 
-    def __init__(self, loop: Loop, connected: socket.socket, command: Callable[[dict[str, Any], list[int]], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        connected: socket.socket,
+        command: Callable[[dict[str, Any], list[int]], None],
+        gone: Callable[[], None],
+    ) -> None:
         connected.setblocking(False)
+        self._gone = gone
+        self._closed = False
         self._socket = connected
         self._loop = loop
         self._command = command
@@ -98,9 +105,12 @@ class Control:
     def say(self, what: dict[str, Any], passed: socket.socket | None = None) -> None:
         """Tells the owner, as soon as it listens. ``passed`` is sent along and closed here."""
         self._held.append((json.dumps(what).encode(), passed))
-        if len(self._held) > MESSAGES_HELD_MAX:
-            self._loop.over = True  # it has not read for longer than anything it could be told is worth
-        self._flush()
+        if self._closed:
+            self._drop_held()
+        elif len(self._held) > MESSAGES_HELD_MAX:
+            self._gone()  # it has not read for longer than anything it could be told is worth
+        else:
+            self._flush()
 
     def _flush(self) -> None:
         while self._held:
@@ -110,7 +120,7 @@ class Control:
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:  # the owner is gone
-                self._loop.over = True
+                self._gone()
                 return
             if passed is not None:
                 passed.close()
@@ -120,7 +130,7 @@ class Control:
     def _ready(self, events: int) -> None:
         if events & WRITE:
             self._flush()
-        while not self._loop.over:
+        while not self._closed:
             try:
                 message, fds, flags, _ = socket.recv_fds(self._socket, MESSAGE_BYTES_MAX, FDS_MAX, socket.MSG_DONTWAIT)
             except (BlockingIOError, InterruptedError):
@@ -128,7 +138,7 @@ class Control:
             except OSError:
                 message, fds, flags = b"", [], 0
             if not message:
-                self._loop.over = True
+                self._gone()
                 return
             command = json.loads(message)
             if flags & socket.MSG_CTRUNC:
@@ -136,10 +146,15 @@ class Control:
             self._command(command, fds)
 
     def close(self) -> None:
-        """What nobody has read is dropped."""
+        """What nobody has read is dropped. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._loop.watch(self._socket.fileno(), None, self._ready)
+            self._socket.close()
+            self._drop_held()
+
+    def _drop_held(self) -> None:
         for _, passed in self._held:
             if passed is not None:
-                with contextlib.suppress(OSError):
-                    passed.close()
+                passed.close()
         self._held.clear()
-        self._socket.close()

@@ -43,6 +43,8 @@ __all__ = ["Relaying", "main"]
 
 # Of the innermost frames of a crash: they fit into a message.
 TRACEBACK_FRAMES_MAX = 8
+# What an owner that is gone had sent leaves at once, unless its peer does not read; nobody waits for this process to end.
+LINGER_S = 1.0
 
 
 class Relaying:
@@ -50,12 +52,14 @@ class Relaying:
 
     def __init__(self, control: socket.socket, owner_pidfd: int = -1) -> None:
         self.loop = Loop()
-        self._control = Control(self.loop, control, self._command)
+        self._control = Control(self.loop, control, self._command, self._leave)
         self._joints: dict[int, Joint] = {}
         self._muxes: dict[int, Mux] = {}
         self._mux_tls: dict[Mux, tuple[int, Any]] = {}  # id, and the description of the TLS inside
         self._pings: dict[tuple[Mux, int], int] = {}
         self._next_id = 2
+        self._leaves_s: float | None = None
+        self._owner_pidfd = owner_pidfd
         if owner_pidfd >= 0:
             self.loop.watch(owner_pidfd, READ, self._owner_gone)
 
@@ -75,7 +79,24 @@ class Relaying:
             self._control.close()
 
     def _owner_gone(self, events: int) -> None:
-        self.loop.over = True
+        self._leave()
+
+    def _leave(self) -> None:
+        """The owner is gone, or hung up. What it had sent before is still delivered, as the kernel would have done, for a while."""
+        if self._leaves_s is None:
+            self._leaves_s = self.loop.now_s + LINGER_S
+            self._control.close()
+            self.loop.watch(self._owner_pidfd, None, self._owner_gone)
+            self.loop.timed.add(self)
+
+    def next_timeout_s(self, now_s: float) -> float | None:
+        """As Timed: once it leaves."""
+        return None if self._leaves_s is None else max(0.0, self._leaves_s - now_s)
+
+    def poll(self, now_s: float) -> None:
+        """As Timed."""
+        waits = self._joints or any(mux.has_to_send for mux in self._muxes.values())
+        self.loop.over = not waits or (self._leaves_s is not None and now_s >= self._leaves_s)
 
     # -- commands
 

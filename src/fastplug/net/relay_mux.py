@@ -111,6 +111,11 @@ class Mux:
         """Whether one more stream may be coupled."""
         return len(self._joints) < STREAMS_MAX
 
+    @property
+    def has_to_send(self) -> bool:
+        """Whether something is queued that the socket may still take."""
+        return self._session.outgoing_bytes > 0 and not self._deaf
+
     # -- what the streams want
 
     def send(self, stream_id: int, data: Piece) -> int:

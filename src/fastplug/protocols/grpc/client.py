@@ -23,23 +23,20 @@ from fastplug.errors import (
     seen_by_handler,
 )
 from fastplug.interfaces import Interface
-from fastplug.net.dial import dial
-from fastplug.net.listener import Listener
 from fastplug.process.stacks import process_state
 from fastplug.protocol import HostContext
 from fastplug.protocols.grpc.arrays import ArrayCopies
-from fastplug.protocols.grpc.broker import Broker, Carrier, Conversation
+from fastplug.protocols.grpc.broker import Broker, Conversation
 from fastplug.protocols.grpc.calls import Calls
-from fastplug.protocols.grpc.carrier import AnnouncedSockets
 from fastplug.protocols.grpc.catalog import Catalog
 from fastplug.protocols.grpc.channel import Channel, Code, Limits, select
 from fastplug.protocols.grpc.codec import MethodCodec
+from fastplug.protocols.grpc.connection import HostConnection
 from fastplug.protocols.grpc.errors import HOST_KEY, Malformed, remote_error_in
 from fastplug.protocols.grpc.host_stdio import HostStdio
 from fastplug.protocols.grpc.messages import DESCRIBE, HEALTH_CHECK, SHUTDOWN, STACK, STATS, Empty, HealthRequest, Json
 from fastplug.protocols.grpc.schema import Rpc, schema_of
 from fastplug.protocols.grpc.stdio import STDERR, STDOUT
-from fastplug.protocols.grpc.stream import SocketStream
 from fastplug.protocols.grpc.streaming import StreamCalls
 from fastplug.protocols.grpc.workers import CALL_KEY
 from fastplug.protocols.handle import absent_method, make_handle
@@ -83,15 +80,16 @@ class GrpcClient:
         self._shutdown: Any = None
         config = context.config
         engine = select(config.grpc_engine)
-        stream = SocketStream(dial(context.network, context.address, timeout_s=config.connect_timeout_s))
+        self._connection = HostConnection(context)
         self.channel: Channel = engine.connect(
-            stream,
-            context.tls,
+            self._connection.stream,
+            self._connection.tls,
             authority=context.tls.server_name if context.tls is not None else AUTHORITY,
             limits=Limits(),
             options=config.grpc_dial_options,
         )
-        self.broker = Broker(engine, self._make_carrier, context.tls, timeout_s=config.broker_timeout_s, directory=context.socket_dir)
+        carrier = self._connection.make_carrier
+        self.broker = Broker(engine, carrier, context.tls, timeout_s=config.broker_timeout_s, directory=context.socket_dir)
         announced = ((HOST_KEY, "1"),)
         self._calls = Calls(self.channel, announced)
         self.streams = StreamCalls(self.channel, self._calls.post, announced)
@@ -113,17 +111,6 @@ class GrpcClient:
         except BaseException:
             self.close()
             raise
-
-    def _make_carrier(self, send: Callable[[Any], None]) -> Carrier:
-        """How brokered connections come about."""
-        context, config = self._context, self._context.config
-        return AnnouncedSockets(
-            send,
-            lambda: Listener(context.socket_dir),
-            keep_s=config.broker_timeout_s,
-            connect_timeout_s=config.connect_timeout_s,
-            translator=context,
-        )
 
     def dispense(self, interface: Interface) -> Any:
         """An object with the interface's methods. Raises InterfaceMismatch; a plugin that does not describe itself is not checked."""
@@ -261,6 +248,7 @@ class GrpcClient:
             self.channel.close()
             self.streams.close()
             self._calls.close()
+            self._connection.close()
             self._conversation.join()
             self._stdio.join()
             self._shutdown = None

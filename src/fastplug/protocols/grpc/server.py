@@ -19,8 +19,9 @@ from fastplug.protocol import PluginContext
 from fastplug.protocols.grpc.arrays import ArrayCopies
 from fastplug.protocols.grpc.broker import Broker, Carrier
 from fastplug.protocols.grpc.carrier import AnnouncedSockets
-from fastplug.protocols.grpc.channel import CallContext, Code, Handler, HandlerKind, Limits, select
+from fastplug.protocols.grpc.channel import ByteStream, CallContext, Code, Handler, HandlerKind, Limits, Tls, select
 from fastplug.protocols.grpc.codec import MethodCodec
+from fastplug.protocols.grpc.connection import PluginMux
 from fastplug.protocols.grpc.errors import HOST_KEY, status_of
 from fastplug.protocols.grpc.messages import POOL, START_STREAM, ConnInfo
 from fastplug.protocols.grpc.reflection import reflection_methods
@@ -84,6 +85,7 @@ class GrpcServer:
             options=config.grpc_options,
             directory=context.socket_dir,
         )
+        self._mux = PluginMux(context.tls, config.broker_timeout_s, self._attach) if context.multiplex else None
         self._broker = Broker(engine, self._make_carrier, context.tls, timeout_s=config.broker_timeout_s, directory=context.socket_dir)
         self._copies = copies = ArrayCopies()
         descriptions = []
@@ -112,6 +114,8 @@ class GrpcServer:
 
     def _make_carrier(self, send: Callable[[Any], None]) -> Carrier:
         """How brokered connections come about."""
+        if self._mux is not None:
+            return self._mux.make_carrier(send)
         return AnnouncedSockets(
             send, self._listen, keep_s=self._context.config.broker_timeout_s, connect_timeout_s=BROKER_CONNECT_TIMEOUT_S
         )
@@ -149,12 +153,19 @@ class GrpcServer:
                 connected = self._listener.accept()
                 if connected is None:
                     return
-                connection = self._server.attach(SocketStream(connected), self._context.tls)
-                connection.closed.add_done_callback(lambda ended: self._tell(ended.result()))
+                if self._mux is not None:
+                    self._listener.close()  # this one carries everything
+                    self._mux.run(connected)
+                    self.stop()  # nobody can come any more
+                    return
+                self._attach(SocketStream(connected), self._context.tls)
             except Exception:  # noqa: BLE001  one connection that fails must not end the plugin
                 if self._stopping.is_set():
                     return
                 _log.exception("the plugin could not take a connection")
+
+    def _attach(self, stream: ByteStream, tls: Tls | None) -> None:
+        self._server.attach(stream, tls).closed.add_done_callback(lambda ended: self._tell(ended.result()))
 
     @staticmethod
     def _tell(reason: str) -> None:
@@ -182,4 +193,6 @@ class GrpcServer:
         self._services.end()
         self._broker.close()
         self._server.stop(STOP_GRACE_S).wait()  # bounded by the grace
+        if self._mux is not None:
+            self._mux.close()
         self._acceptor.join(JOIN_TIMEOUT_S)
