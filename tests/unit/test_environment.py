@@ -9,7 +9,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastplug.errors import ConfigError, HandshakeError
-from fastplug.handshake.environment import Choice, Offer, Refusal, honour, host_environment, plugin_environment
+from fastplug.handshake.environment import (
+    Choice,
+    Offer,
+    Refusal,
+    family_marks,
+    honour,
+    host_environment,
+    is_vouched,
+    plugin_environment,
+    vouch_message,
+)
 
 
 @dataclass(frozen=True)
@@ -185,3 +195,42 @@ def test_the_address_of_a_choice() -> None:
     assert Choice.parse("7/1/shm") == Choice(7, 1, "shm")
     for text in ("", "7/1", "7/1/", "x/1/shm", "7/-1/shm", "7/1/shm/x"):
         assert Choice.parse(text) is None
+
+
+VOUCHED = vouch_message(OFFER)
+
+
+@pytest.mark.parametrize(
+    ("received", "offer", "vouched"),
+    [
+        (VOUCHED, OFFER, True),
+        (VOUCHED + b"HELLO and more", OFFER, True),
+        (VOUCHED[:-1], OFFER, False),
+        (b"", OFFER, False),
+        (VOUCHED, None, False),
+        (VOUCHED, Offer(11, 5, (1,), ("shm", "socket")), False),
+        (VOUCHED.replace(b"{", b"["), OFFER, False),
+        (b"\x02\0\0\0" + VOUCHED[4:8] + b"{}", OFFER, False),
+        (b"\0\0\0\0\x01\0\0\0", OFFER, False),
+    ],
+)
+def test_who_vouches_names_this_very_offer(received: bytes, offer: Offer | None, vouched: bool) -> None:
+    assert is_vouched(offer, received) is vouched
+
+
+def test_a_vouched_offer_needs_no_parent_but_a_socket() -> None:
+    taken = honour(OFFER, parent_pid=1, peer_pid_of_fd=0, vouched=True)
+    assert taken == Choice(5, 1, "shm")
+    assert isinstance(honour(OFFER, parent_pid=1, peer_pid_of_fd=None, vouched=True), Refusal)
+    assert isinstance(honour(OFFER, parent_pid=1, peer_pid_of_fd=0), Refusal)
+
+
+def test_marks_of_hosts_in_hosts() -> None:
+    outer = family_marks("", "a" * 16)
+    inner = family_marks(outer, "b" * 16)
+    assert (outer, inner) == ("a" * 16, f"{'a' * 16}:{'b' * 16}")
+    assert family_marks("garbage:" + "c" * 15, "b" * 16) == "b" * 16
+    deep = ""
+    for _ in range(40):
+        deep = family_marks(deep, "d" * 16)
+    assert deep.count(":") == 15

@@ -34,7 +34,7 @@ def assembled(text: str) -> list[LogRecordFields]:
         ('{"@level":" WARN ","@message":"x"}', logging.WARNING, "x", ""),
         ('{"@message":"x"}', logging.INFO, "x", ""),
         ('{"@level":3,"@message":"x"}', logging.INFO, '{"@level":3,"@message":"x"}', ""),
-        ('{"@level":"error","@message":{"a":1},"@module":7,"@timestamp":[]}', logging.ERROR, '{"a": 1}', "7"),
+        ('{"@level":"error","@message":{"a":1},"@module":7}', logging.ERROR, '{"a": 1}', "7"),
         ('{"level":"error","msg":"of another library"}', logging.INFO, '{"level":"error","msg":"of another library"}', ""),
         ("{" * 5000, logging.INFO, "{" * 5000, ""),
         ('{"@message":' + "[" * 50000, logging.INFO, '{"@message":' + "[" * 50000, ""),
@@ -52,7 +52,35 @@ def test_timestamp_and_fields_of_a_go_plugin() -> None:
     record = parse_line(line)
     assert record.timestamp == 1786953600.123456
     assert record.fields == {"address": "/tmp/x", "n": [1]}
-    assert parse_line('{"@message":"m","@timestamp":"yesterday"}').fields == {"@timestamp": "yesterday"}
+
+
+@pytest.mark.parametrize(
+    "timestamp",
+    [
+        '"yesterday"',
+        "7",
+        "null",
+        "[]",
+        '""',
+        '"2026-08-17T10:00:00Z"',
+        '"2026-08-17T10:00:00.123Z"',
+        '"2026-08-17T10:00:00.1234567Z"',
+        '"2026-08-17T10:00:00.123456"',
+        '"2026-08-17 10:00:00.123456Z"',
+        '"2026-08-17T10:00:00.123456+0200"',
+        '"2026-13-17T10:00:00.123456Z"',
+        '"2026-08-17T25:00:00.123456Z"',
+    ],
+)
+def test_a_line_with_a_timestamp_that_go_does_not_parse_is_text(timestamp: str) -> None:
+    line = f'{{"@level":"error","@message":"m","@timestamp":{timestamp}}}'
+    record = parse_line(line)
+    assert (record.level, record.message, record.timestamp, record.fields) == (logging.INFO, line, None, {})
+
+
+@pytest.mark.parametrize(("timestamp", "seconds"), [("1970-01-01T00:00:01.500000Z", 1.5), ("1970-01-01T01:00:00.000000+01:00", 0.0)])
+def test_timestamps_that_go_parses(timestamp: str, seconds: float) -> None:
+    assert parse_line(f'{{"@message":"m","@timestamp":"{timestamp}"}}').timestamp == seconds
 
 
 def plain() -> None:

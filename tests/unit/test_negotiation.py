@@ -9,7 +9,7 @@ import pytest
 from fastplug.errors import ConfigError, HandshakeError, IncompatibleVersion, PluginError, UnsupportedProtocol
 from fastplug.handshake.environment import Choice, Offer
 from fastplug.handshake.line import HandshakeLine
-from fastplug.handshake.negotiation import accept, choose_version, cookie_refusal
+from fastplug.handshake.negotiation import accept, choose_protocols, choose_version, cookie_refusal
 
 
 @dataclass(frozen=True)
@@ -69,3 +69,22 @@ def test_refused_lines(line: HandshakeLine, offer: Offer | None, error: type[Plu
     with pytest.raises(error, match=says) as caught:
         accept(line, versions={1}, allowed_protocols=("fast", "grpc"), offer=offer)
     assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    ("carriers", "chosen"),
+    [
+        ({}, ()),
+        ({"a": ("fast", "grpc")}, ("fast", "grpc")),
+        ({"a": ("fast", "grpc"), "b": ("grpc",)}, ("grpc",)),
+        ({"a": ("netrpc",)}, ("netrpc",)),
+        ({"a": ("grpc", "netrpc"), "b": ("netrpc", "grpc")}, ("grpc", "netrpc")),
+    ],
+)
+def test_a_set_goes_over_what_all_of_it_can_speak(carriers: dict[str, tuple[str, ...]], chosen: tuple[str, ...]) -> None:
+    assert choose_protocols(carriers) == chosen
+
+
+def test_a_set_that_shares_no_protocol_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a speaks fast or grpc; b speaks netrpc"):
+        choose_protocols({"a": ("fast", "grpc"), "b": ("netrpc",)})

@@ -1,8 +1,8 @@
 """What plugins write to stderr, as log records; and log records as plugins write them. Pure.
 
 The common language is hclog's JSON: one object a line with "@level", "@message", "@module", "@timestamp", everything else being
-fields. A Go host expects strings everywhere (it panics otherwise) and a timestamp with exactly six digits; from a plugin all that
-is tolerated. Besides JSON a line may be
+fields. A Go host expects strings everywhere (it panics otherwise) and a timestamp with exactly six digits. From a plugin other values are
+tolerated, and a line with another timestamp is plain text, as for a Go host. Besides JSON a line may be
 
     [WARN] text                      a Go logger's prefix
     WARNING:name:text                Python's logging.BASIC_FORMAT
@@ -54,6 +54,9 @@ _GO_PREFIX: Final = re.compile(r"\[(TRACE|DEBUG|INFO|WARN|ERROR)\]\s*")
 _EXACT_LEVEL: Final = "python_level"
 _LEVEL_DIGITS: Final = 4
 
+# Go: 2006-01-02T15:04:05.000000Z07:00
+_TIMESTAMP: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}(Z|[+-][0-9]{2}:[0-9]{2})")
+
 _BASIC_FORMAT: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL):([\w.\-]+):")
 _WARNING: Final = re.compile(r"\S.{0,400}?:[0-9]{1,9}: \w{0,80}Warning: ")
 _PANIC: Final = re.compile(r"panic: |fatal error: |Fatal Python error: ")
@@ -101,9 +104,10 @@ def _from_json(text: str) -> LogRecordFields | None:
     if level is None:
         return None  # "off" or an unknown one: go-plugin shows such a line verbatim, too
     level = _exact_level(members.pop(_EXACT_LEVEL, None), level)
-    timestamp = _timestamp(members.get("@timestamp"))
-    if timestamp is not None:
-        del members["@timestamp"]
+    timestamp = _timestamp(members["@timestamp"]) if "@timestamp" in members else None
+    if timestamp is None and "@timestamp" in members:
+        return None  # whatever wrote it, it was not hclog: go-plugin shows the line as it stands, too
+    members.pop("@timestamp", None)
     exc_text = members.get("exception")
     if isinstance(exc_text, str) and "Traceback (most recent call last):" in exc_text:
         del members["exception"]
@@ -132,11 +136,11 @@ def _text(value: object) -> str:
 
 
 def _timestamp(value: object) -> float | None:
-    if not isinstance(value, str):
+    """Seconds since the epoch, of a text in exactly the layout that Go parses."""
+    if not isinstance(value, str) or not _TIMESTAMP.fullmatch(value):
         return None
     try:
-        parsed = dt.datetime.fromisoformat(value)
-        return parsed.timestamp() if parsed.tzinfo is not None else None
+        return dt.datetime.fromisoformat(value).timestamp()
     except (ValueError, OverflowError):
         return None
 
