@@ -76,6 +76,7 @@ def normalised(text: str) -> str:
     text = re.sub(r"/[^ '\"|]*/pytest-[^ /]+/pytest-\d+/[^ /'\"]+", "/tmp", text)
     text = re.sub(r"\b(pid|process) \d+", r"\1 N", text)
     text = re.sub(r"pid=\d+;fd=\d+", "pid=N;fd=N", text)
+    text = re.sub(r"plugin-dir\w+/plugin\d+", "plugin-dirN/pluginN", text)
     return text.rstrip()
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,8 @@ from tests.plugins.stay_plugin import Staying
 import fastplug
 from fastplug import ReattachConfig, ServeTestConfig
 
+FaultRow = Callable[..., None]
+
 COMMAND = [sys.executable, "-m", "tests.plugins.stay_plugin", "--stay"]
 
 
@@ -32,7 +34,7 @@ def started(*arguments: str, transport: fastplug.Transport = "grpc") -> fastplug
 
 
 @pytest.mark.parametrize("network", ["unix", "tcp"])
-def test_a_plugin_goes_on_without_its_host_and_another_attaches(network: str) -> None:
+def test_a_plugin_goes_on_without_its_host_and_another_attaches(network: str, fault_row: FaultRow) -> None:
     first = started(*(["--tcp"] if network == "tcp" else []))
     pid = first.dispense(Stay).pid()
     with open_pidfds([pid]) as [pidfd]:
@@ -52,8 +54,9 @@ def test_a_plugin_goes_on_without_its_host_and_another_attaches(network: str) ->
         assert gone(pidfd)  # kill() asks, and it ends
     if network == "unix":
         assert not Path(config.address).parent.exists()
-    with pytest.raises(fastplug.ProcessNotFound, match=f"there is no process {pid}"):
-        fastplug.reattach(config)
+    with pytest.raises(fastplug.ProcessNotFound, match=f"there is no process {pid}") as missing:
+        fastplug.reattach(config, name="acme")
+    fault_row("attaching to a plugin that has ended", missing.value, do="Start it again.")
 
 
 def test_the_fast_protocol_cannot_be_attached_to() -> None:
@@ -88,13 +91,14 @@ def stranger() -> Iterator[int]:
     process.wait()
 
 
-def test_a_stranger_is_left_alone(stranger: int) -> None:
+def test_a_stranger_is_left_alone(stranger: int, fault_row: FaultRow) -> None:
     with started() as client:
         config = client.reattach_config()
         assert config is not None
         elsewhere = ReattachConfig("grpc", 1, "unix", config.address, stranger)
-        with pytest.raises(fastplug.ProcessNotFound, match=f"process {client.pid} listens at .* not process {stranger}"):
+        with pytest.raises(fastplug.ProcessNotFound, match=f"process {client.pid} listens at .* not process {stranger}") as not_it:
             fastplug.reattach(elsewhere)
+        fault_row("attaching with the pid of another process", not_it.value, do="Take the pid from the plugin that runs now.")
         nowhere = ReattachConfig("grpc", 1, "unix", config.address + "x", stranger)
         with pytest.raises(fastplug.ProcessNotFound, match="nobody answers"):
             fastplug.reattach(nowhere)

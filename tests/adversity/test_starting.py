@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,14 @@ def test_what_is_executed_is_what_was_checked(tmp_path: Path) -> None:
         started(target=script, secure=secure)
 
 
-def test_another_file_or_interpreter_is_refused() -> None:
+def test_another_file_or_interpreter_is_refused(tmp_path: Path, fault_row: Callable[..., None]) -> None:
     with pytest.raises(fastplug.ChecksumMismatch, match=r"stay_plugin\.py"):
         started(target=SCRIPT, secure=SecureConfig("00" * 32))
+    script = tmp_path / "acme.py"
+    script.write_text("pass\n")
+    with pytest.raises(fastplug.ChecksumMismatch) as mismatch:
+        started(target=script, secure=SecureConfig("00" * 32))
+    fault_row("its file is not the one that was pinned", mismatch.value, do="or it was updated and the pin was not")
     with pytest.raises(fastplug.ChecksumMismatch, match=Path(sys.executable).name):
         started(target=SCRIPT, secure=SecureConfig(sha256(SCRIPT), interpreter=b"\0" * 32))
     with pytest.raises(fastplug.ChecksumMismatch, match="sha1"):
