@@ -116,6 +116,16 @@ def test_tls_carries_bytes_both_ways_and_tells_when_both_sides_accepted(relay: R
         assert listening.reason() == "the peer closed the connection"
 
 
+def test_an_end_that_can_be_seen_has_been_told(relay: Relay, sides: tuple[Tls, Tls]) -> None:
+    for _ in range(20):
+        with tls_pair(relay, *sides) as (connecting, listening):
+            listening.ready.result(WAIT_S)
+            end(listening).close()
+            assert end(connecting).recv(1) == b""
+            relay.catch_up()
+            assert connecting.closed.done()
+
+
 def test_what_was_sent_before_the_end_arrives(relay: Relay, sides: tuple[Tls, Tls]) -> None:
     payload = bytes(1 << 20)
     with tls_pair(relay, *sides) as (connecting, listening), ThreadPoolExecutor(1) as thread:

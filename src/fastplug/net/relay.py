@@ -30,7 +30,7 @@ from fastplug.shm.watcher import watcher
 if TYPE_CHECKING:
     from fastplug.config import Tls
 
-__all__ = ["Hold", "Joint", "MuxSession", "Relay", "relay"]
+__all__ = ["Hold", "Joint", "MuxSession", "Relay", "RelayedFuture", "relay"]
 
 _log = logging.getLogger("fastplug.relay")
 
@@ -142,6 +142,15 @@ class MuxSession:
             self._accepted.put(None)
 
 
+class RelayedFuture(Future[str]):
+    """The reason of the end of a relayed connection, for somebody who sees the connection end: it is done by then."""
+
+    def done(self) -> bool:
+        if not super().done():
+            relay().catch_up()
+        return super().done()
+
+
 class Hold:
     """Keeps the relay process up between connections. ``release`` is idempotent."""
 
@@ -162,6 +171,8 @@ class Relay:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
+        self._hearing = threading.Lock()  # around what the relay says, which has an order
+        self._hearer = 0  # the thread that has it
         self._pid = os.getpid()
         self._process: Child | None = None
         self._control: socket.socket | None = None
@@ -302,34 +313,52 @@ class Relay:
         self._control = mine
         watcher().add(mine.fileno(), self._hear)
 
+    def catch_up(self) -> None:
+        """Takes what the relay has said already: it tells of an end before the end can be seen, but on another socket."""
+        if self._control is not None and self._pid == os.getpid() and self._hearer != threading.get_ident():
+            self._hear()
+
     def _hear(self) -> None:
-        """On the watcher's thread: takes what the relay says."""
-        control = self._control
-        while control is not None:
+        """On the watcher's thread, or of whoever catches up: takes what the relay says."""
+        with self._hearing:
+            self._hearer = threading.get_ident()
             try:
-                message, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES_MAX, 1)
+                lives = self._take_messages()
+            finally:
+                self._hearer = 0
+        # Without the lock: ending the process waits for the watcher, which may be waiting for the lock.
+        if lives:
+            self._stop_if_idle()
+        else:
+            self._lost()
+
+    def _take_messages(self) -> bool:
+        """Whether the relay lives."""
+        while self._control is not None:
+            try:
+                message, fds, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES_MAX, 1)
             except BlockingIOError:
                 break
             except OSError:
                 message, fds = b"", []
             if not message:
-                self._lost()
-                return
-            what = json.loads(message)
-            passed = [socket.socket(fileno=fd) for fd in fds]
-            if what["say"] == "accepted":
-                self._accepted(what, passed)
-            elif what["say"] == "pinged":
-                self._pinged(what)
-            elif what["say"] == "failed":
-                _log.error("the relay process failed:\n%s", what["traceback"])
-            elif what["say"] == "over":
-                self._forget(what["id"])
-            else:
-                live = self._live.get(what["id"])
-                if live is not None:
-                    live.said(what)
-        self._stop_if_idle()
+                return False
+            self._take(json.loads(message), [socket.socket(fileno=fd) for fd in fds])
+        return True
+
+    def _take(self, what: dict[str, Any], passed: list[socket.socket]) -> None:
+        if what["say"] == "accepted":
+            self._accepted(what, passed)
+        elif what["say"] == "pinged":
+            self._pinged(what)
+        elif what["say"] == "failed":
+            _log.error("the relay process failed:\n%s", what["traceback"])
+        elif what["say"] == "over":
+            self._forget(what["id"])
+        else:
+            live = self._live.get(what["id"])
+            if live is not None:
+                live.said(what)
 
     def _accepted(self, what: dict[str, Any], passed: list[socket.socket]) -> None:
         mux = self._live.get(what["mux"])
@@ -377,7 +406,8 @@ class Relay:
             process, self._process = self._process, None
         if control is not None:
             watcher().remove(control.fileno())
-            control.close()
+            with self._hearing:
+                control.close()
         if process is not None:
             if not process.wait(EXIT_TIMEOUT_S):
                 os.kill(process.pid, signal.SIGKILL)

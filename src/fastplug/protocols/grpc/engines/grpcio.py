@@ -21,7 +21,7 @@ from typing import Any, Self
 import grpc
 
 from fastplug.errors import Closed, LocalProtocolError, RpcError, TlsRefused
-from fastplug.net.relay import Joint, relay
+from fastplug.net.relay import Joint, RelayedFuture, relay
 from fastplug.protocols.grpc.channel import ByteStream, Handler, HandlerKind, Limits, MethodTable, Tls
 from fastplug.protocols.grpc.stream import Relay, SocketStream
 
@@ -96,7 +96,7 @@ class _Channel(grpc.Channel):
 
     def __init__(self, stream: ByteStream, tls: Tls | None, authority: str, limits: Limits, options: Sequence[tuple[str, Any]]) -> None:
         self.ready: Future[None] = Future()
-        self.closed: Future[str] = Future()
+        self.closed: Future[str] = Future() if tls is None else RelayedFuture()
         self._stream = stream
         self._tls = tls
         self._private = _PrivatePath()
