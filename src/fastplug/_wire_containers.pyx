@@ -267,11 +267,34 @@ cdef class ArrayCodec(Codec):
         return dec.port.get(dec, self)
 
 
+cdef class ArrowCodec(Codec):
+    """A table of Arrow, taken apart into a struct of plain values and arrays (_wire_arrow.py); that struct is what travels."""
+
+    cdef int setup(self, object node, dict memo) except -1:
+        from fastplug import _wire_arrow            # pyarrow is there: whoever declared its class has imported it
+
+        self.cls = node.cls
+        self.extra = _wire_arrow
+        self.children = (compile_node(_wire_arrow.parts_node()),)
+        return 0
+
+    cdef int encode(self, Encoder enc, object value) except -1:
+        return (<Codec>PyTuple_GET_ITEM(self.children, 0)).encode(enc, self.extra.taken_apart(value, self.cls.__name__))
+
+    cdef object decode(self, Decoder dec):
+        parts = (<Codec>PyTuple_GET_ITEM(self.children, 0)).decode(dec)
+        try:
+            return self.extra.put_together(parts, self.cls.__name__)
+        except ValueError as error:
+            raise Unbuilt(f"the peer sent a {self.canonical} that is wrong: {error}") from error
+
+
 # In the order of annotation.Kind.
 cdef tuple CODECS = (
     scalars.NoneCodec, scalars.BoolCodec, scalars.IntCodec, scalars.FloatCodec, scalars.ComplexCodec, scalars.StrCodec, scalars.BytesCodec,
     ListCodec, TupleCodec, SequenceCodec, DictCodec, scalars.DatetimeCodec, scalars.DateCodec, scalars.TimedeltaCodec,
-    scalars.DecimalCodec, scalars.UuidCodec, scalars.EnumCodec, OptionalCodec, StructCodec, ArrayCodec,
+    scalars.DecimalCodec, scalars.UuidCodec, scalars.EnumCodec, OptionalCodec, StructCodec, ArrayCodec, scalars.BufferCodec,
+    ArrowCodec,
 )
 
 
@@ -292,7 +315,7 @@ cdef Codec compile_one(object node, dict memo):
     return codec
 
 
-cdef int ARRAY_KIND = Kind.ARRAY
+cdef frozenset ARRAY_KINDS = frozenset((int(Kind.ARRAY), int(Kind.BUFFER)))
 
 
 def has_arrays(Codec codec not None):
@@ -301,7 +324,7 @@ def has_arrays(Codec codec not None):
     waiting = [codec]
     while waiting:
         one = <Codec>waiting.pop()
-        if one.kind == ARRAY_KIND:
+        if one.kind in ARRAY_KINDS:
             return True
         if one not in seen:
             seen.add(one)

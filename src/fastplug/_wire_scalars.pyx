@@ -1,6 +1,6 @@
 # The codecs of values without values inside, each with its two directions side by side.
 
-from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_Release, PyBuffer_ToContiguous, PyObject_GetBuffer, Py_buffer
+from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_Release, PyObject_CheckBuffer, PyBuffer_ToContiguous, PyObject_GetBuffer, Py_buffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.complex cimport PyComplex_Check, PyComplex_FromDoubles
 from cpython.datetime cimport (
@@ -25,7 +25,7 @@ from fastplug import _wire_words as words
 from fastplug._wire_words import Unfit
 
 __all__ = [
-    "BoolCodec", "BytesCodec", "ComplexCodec", "DateCodec", "DatetimeCodec", "DecimalCodec", "EnumCodec", "FloatCodec", "IntCodec",
+    "BoolCodec", "BufferCodec", "BytesCodec", "ComplexCodec", "DateCodec", "DatetimeCodec", "DecimalCodec", "EnumCodec", "FloatCodec", "IntCodec",
     "NoneCodec", "StrCodec", "TimedeltaCodec", "UuidCodec",
 ]
 
@@ -40,6 +40,7 @@ import_datetime()
 
 cdef enum:
     INT_BYTES_MAX = 1 << 20         # wire.md, "Limits"
+    ARRAY_BYTES = 1024              # from here on a buffer travels as an array does; shorter arrays travel inline, too
 
 cdef int64_t DAY_US = 86400000000
 cdef int64_t ORDINAL_OF_EPOCH = 719163             # date(1970, 1, 1).toordinal()
@@ -256,6 +257,37 @@ cdef class BytesCodec(Codec):
         expect(dec, self, Tag.BYTES)
         n = length(dec)
         return PyBytes_FromStringAndSize(<const char*>dec.need(n), n)
+
+
+cdef class BufferCodec(Codec):
+    """Small ones are BYTES; from 1 KiB on they are arrays of uint8, and go the way of arrays. What arrives is a read-only memoryview."""
+
+    cdef int setup(self, object node, dict memo) except -1:
+        self.children = ()
+        self.dtype = "uint8"
+        return 0
+
+    cdef int encode(self, Encoder enc, object value) except -1:
+        cdef Py_ssize_t n
+        if not PyObject_CheckBuffer(value):
+            raise Unfit(words.got(value))
+        n = words.buffer_bytes(value)
+        if n < ARRAY_BYTES or enc.port is None:
+            return put_buffer(enc, value)
+        return enc.port.put(enc, words.items_of_buffer(value), self)
+
+    cdef object decode(self, Decoder dec):
+        cdef Py_ssize_t n
+        cdef int tag = tag_of(dec)
+        if tag == Tag.BYTES:
+            n = length(dec)
+            return memoryview(PyBytes_FromStringAndSize(<const char*>dec.need(n), n))
+        if tag != Tag.ARRAY or dec.port is None:
+            raise confused(dec, self.canonical, tag)
+        array = dec.port.get(dec, self)
+        if array.ndim != 1 or not array.flags.c_contiguous:
+            raise broken(dec, "a buffer whose bytes do not lie in a row")
+        return memoryview(array)
 
 
 cdef int put_buffer(Encoder enc, object value) except -1:

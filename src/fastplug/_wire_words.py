@@ -17,6 +17,7 @@ __all__ = [
     "Unbuilt",
     "Unfit",
     "argument_error",
+    "buffer_bytes",
     "canonical",
     "cut_tail",
     "decimal_of",
@@ -26,6 +27,7 @@ __all__ = [
     "given_twice",
     "got",
     "got_sequence",
+    "items_of_buffer",
     "located",
     "missing",
     "result_error",
@@ -77,6 +79,27 @@ def got_sequence(value: object, declared: str) -> str:
     if declared != type(value).__name__ and isinstance(value, (list, tuple)):
         return f"{got(value)} (which is not accepted for a {declared}: convert it)"
     return got(value)
+
+
+def buffer_bytes(value: Any) -> int:
+    """How many bytes a value with a buffer has. Raises Unfit for one that is not bytes in the end."""
+    try:
+        view = memoryview(value)
+    except TypeError:
+        raise Unfit(got(value)) from None
+    except (BufferError, ValueError) as error:
+        raise Unfit(f"{got(value)}, whose buffer cannot be had: {error}") from error
+    if "O" in re.sub(r":[^:]*:", "", view.format):  # without the names of fields
+        raise Unfit(f"{got(value)}, whose items are Python objects")
+    return view.nbytes
+
+
+def items_of_buffer(value: Any) -> Any:
+    """An array of bytes over a buffer; over a copy, in C order, of one whose bytes do not lie in a row."""
+    import numpy as np
+
+    view = memoryview(value)
+    return np.frombuffer(value if view.c_contiguous else view.tobytes(), np.uint8)
 
 
 def shown(key: object) -> str:

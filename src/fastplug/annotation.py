@@ -57,6 +57,8 @@ class Kind(enum.IntEnum):
     OPTIONAL = 17
     STRUCT = 18  # a dataclass or a msgspec.Struct
     ARRAY = 19
+    BUFFER = 20  # whatever has a buffer, as bytes
+    ARROW = 21  # a table of Arrow, or a part of one
 
 
 class FieldNode:
@@ -74,7 +76,7 @@ class TypeNode:
     """One resolved type. Compared by identity; a recursive dataclass is a cycle of nodes.
 
     ``args``: element (LIST, SEQUENCE), elements (TUPLE), key and value (DICT), what is optional (OPTIONAL). ``cls``: the class
-    of an ENUM or STRUCT. ``fields``: of a STRUCT, in order of declaration. ``dtype``: of an ARRAY, its text (``dtypes.text_of``) or
+    of an ENUM, STRUCT or ARROW. ``fields``: of a STRUCT, in order of declaration. ``dtype``: of an ARRAY, its text (``dtypes.text_of``) or
     the name of a family ("datetime64": of any unit); None stands for every dtype that travels.
     """
 
@@ -101,6 +103,9 @@ _PLAIN = {
     ("builtins", "complex"): Kind.COMPLEX,
     ("builtins", "str"): Kind.STR,
     ("builtins", "bytes"): Kind.BYTES,
+    ("builtins", "memoryview"): Kind.BUFFER,
+    ("collections.abc", "Buffer"): Kind.BUFFER,
+    ("typing_extensions", "Buffer"): Kind.BUFFER,
     ("datetime", "datetime"): Kind.DATETIME,
     ("datetime", "date"): Kind.DATE,
     ("datetime", "timedelta"): Kind.TIMEDELTA,
@@ -126,6 +131,9 @@ _KEY_KINDS = frozenset(
         Kind.ENUM,
     }
 )
+
+# Of pyarrow. Any library with the Arrow PyCapsule interface is accepted for them.
+ARROW_CLASSES = ("Array", "ChunkedArray", "RecordBatch", "Table")
 
 _STREAM = "streams are not supported yet; return a list[...]"
 _CALLBACK = "callbacks are not supported yet; return what the callback would be told"
@@ -158,9 +166,9 @@ _INSTEAD = {
     "set": _USE_LIST,
     "frozenset": _USE_LIST,
     "deque": _USE_LIST,
-    "bytearray": "write bytes instead",
-    "memoryview": "write bytes or an array instead",
-    "ByteString": "write bytes instead",
+    "bytearray": "write bytes, or memoryview, instead",
+    "array": "write memoryview, or an array of numpy, instead",
+    "ByteString": "write bytes, or memoryview, instead",
     "Literal": "write an Enum, or the plain type of the values, instead",
     "Any": "name one type: values are checked and carried by their declared type",
     "object": "name one type: values are checked and carried by their declared type",
@@ -250,6 +258,9 @@ class _Resolver:
 
     def _optional(self, annotation: Any, where: str, depth: int) -> TypeNode:
         members = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
+        if any(_is_buffer(member) for member in members) and all(_is_buffer(member) or member in (bytes, bytearray) for member in members):
+            inner = TypeNode(Kind.BUFFER)  # several types with one meaning: what arrives is a memoryview
+            return TypeNode(Kind.OPTIONAL, (inner,)) if type(None) in typing.get_args(annotation) else inner
         if len(members) != 1 or len(typing.get_args(annotation)) == 1:
             raise _refusal(annotation, where, "is a choice of several types", "name one, or a dataclass with an optional field each")
         inner = self.node(members[0], where, depth + 1)
@@ -291,6 +302,8 @@ class _Resolver:
             return self.memo.setdefault(cls, TypeNode(Kind.ENUM, cls=cls))
         if cls is _loaded("numpy", "ndarray"):
             return TypeNode(Kind.ARRAY)
+        if cls.__name__ in ARROW_CLASSES and cls is _loaded("pyarrow.lib", cls.__name__):
+            return TypeNode(Kind.ARROW, cls=cls)
         if _is_struct(cls):
             return self._struct(cls, where, depth)
         raise _refusal(cls, where)
@@ -327,6 +340,10 @@ def _loaded_class(module: str, name: str) -> type:
     """``_loaded`` for isinstance: a class without instances where there is none."""
     cls = _loaded(module, name)
     return cls if isinstance(cls, type) else Missing
+
+
+def _is_buffer(annotation: Any) -> bool:
+    return annotation is memoryview or annotation in (_loaded("collections.abc", "Buffer"), _loaded("typing_extensions", "Buffer"))
 
 
 def _is_alias(annotation: Any) -> bool:

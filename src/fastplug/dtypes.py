@@ -248,7 +248,7 @@ def shown(description: Description) -> str:
 
 
 def declared(args: tuple[Any, ...]) -> str | None:
-    """What the arguments of an annotation ``ndarray[shape, dtype[scalar]]`` say: the text of a dtype, the name of a family, or None for any.
+    """What the arguments of ``ndarray[shape, dtype[scalar]]`` say: the text of a dtype, the name of a family, or None for any.
 
     The shape is not looked at. A dtype itself as the last argument is what an ``Annotated`` around the array had. Raises
     UndescribedError.

@@ -67,6 +67,7 @@ _PLAIN = {
     Kind.COMPLEX: "complex",
     Kind.STR: "str",
     Kind.BYTES: "bytes",
+    Kind.BUFFER: "buffer",
     Kind.DATETIME: "datetime",
     Kind.DATE: "date",
     Kind.TIMEDELTA: "timedelta",
@@ -98,6 +99,8 @@ def describe_type(node: TypeNode, seen: set[type] | None = None) -> TypeDescript
     if node.kind is Kind.ARRAY:
         return ["array", node.dtype if node.dtype is None or node.dtype in dtypes.FAMILIES else dtypes.laid_out(dtypes.parsed(node.dtype))]
     cls: Any = node.cls
+    if node.kind is Kind.ARROW:
+        return ["arrow", cls.__name__]
     if node.kind is Kind.ENUM:
         # The value of a Flag travels when it is no single member, so both sides must agree on the values.
         if issubclass(cls, enum.Flag):
@@ -135,6 +138,8 @@ def type_text(described: TypeDescription) -> str:
         return str(tag)
     if tag == "array":
         return f"ndarray[{dtypes.shown(rest[0])}]" if rest[0] else "ndarray"
+    if tag == "arrow":
+        return f"arrow[{rest[0]}]"
     if tag == "optional":
         return f"{type_text(rest[0])}?"
     if tag == "sequence":
@@ -237,6 +242,8 @@ class _Parser:
             return [tag, *(self.type(arg, where, depth + 1) for arg in rest)]
         if tag == "array" and len(rest) == 1:
             return [tag, self.dtype(rest[0], where)]
+        if tag == "arrow" and len(rest) == 1:
+            return [tag, self.name(rest[0], where)]
         if tag == "ref" and len(rest) == 1 and isinstance(rest[0], str) and rest[0] in self.structs:
             return [tag, rest[0]]
         if tag in ("enum", "flag", "struct") and len(rest) == 2:

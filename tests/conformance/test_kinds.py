@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import array
 import datetime as dt
 import decimal
 import math
+import struct
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +35,8 @@ SAME: dict[str, list[Any]] = {
     "a_complex": [0j, complex(-0.0, 0.0), 1 - 2j, complex(INF, NAN)],
     "a_str": ["", "a", "nul \0 in it", "é 漢 \U0001f40d", "x" * 5000],
     "a_bytes": [b"", b"\0\xff", bytes(range(256)) * 20],
+    "a_buffer": [memoryview(b""), memoryview(b"\0\xff"), memoryview(b"x" * 1023), memoryview(bytes(range(256)) * 400)],
+    "buffers": [[], [memoryview(b"a"), memoryview(b"b" * 5000), memoryview(b"")]],
     "a_datetime": [
         dt.datetime(1, 1, 1), dt.datetime(9999, 12, 31, 23, 59, 59, 999999), dt.datetime(1969, 12, 31, 23, 59, 59, 1),
         dt.datetime(2024, 2, 29, 12), dt.datetime(2024, 1, 1, tzinfo=UTC), dt.datetime(2024, 10, 27, 2, 30, tzinfo=ODD),
@@ -102,6 +106,12 @@ CONVERTED: list[tuple[str, Any, Any]] = [
     ("a_bool", np.bool_(True), True),
     ("a_bytes", bytearray(b"ab"), b"ab"),
     ("a_bytes", memoryview(b"abcd")[::2], b"ac"),
+    ("a_buffer", b"bytes", memoryview(b"bytes")),
+    ("a_buffer", bytearray(b"ab" * 5000), memoryview(b"ab" * 5000)),
+    ("a_buffer", array.array("d", range(500)), memoryview(struct.pack("500d", *range(500)))),
+    ("a_buffer", np.arange(12, dtype="i2").reshape(3, 4).T, memoryview(np.arange(12, dtype="i2").reshape(3, 4).T.tobytes())),
+    ("a_buffer", memoryview(b"abcd" * 2000)[::-2], memoryview((b"abcd" * 2000)[::-2])),
+    ("a_buffer", np.zeros(300, [("O", "f8"), ("b", "i2")]), memoryview(bytes(3000))),
     ("a_datetime", dt.datetime(2024, 7, 1, tzinfo=BERLIN), dt.datetime(2024, 7, 1, tzinfo=dt.timezone(dt.timedelta(hours=2)))),
     ("list_int", [np.int32(1), True], [1, 1]),
     ("sequence", (1, np.float64(2)), (1.0, 2.0)),
@@ -124,6 +134,10 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("a_str", b"x", "bytes"),
     ("a_str", "\ud800", "lone surrogate"),
     ("a_bytes", "x", "str"),
+    ("a_buffer", "text", "str"),
+    ("a_buffer", np.array([object()] * 500), "Python objects"),
+    ("a_buffer", np.zeros(3, "M8[s]"), "cannot be had"),
+    ("buffers", [b"", 5], "int"),
     ("a_datetime", dt.date(2020, 1, 1), "date"),
     ("a_date", dt.datetime(2020, 1, 1), "datetime"),
     ("a_timedelta", 5, "int"),
@@ -168,7 +182,7 @@ def test_a_value_comes_back_as_it_went(kinds: Kinds, method: str) -> None:
         assert difference(value, getattr(kinds, method)(value)) is None
 
 
-@pytest.mark.parametrize("row", CONVERTED, ids=lambda row: f"{row[0]}-{row[1]!r}")
+@pytest.mark.parametrize("row", CONVERTED, ids=lambda row: f"{row[0]}-{row[1]!r:.60}")
 def test_what_stands_for_a_type_arrives_as_that_type(kinds: Kinds, row: tuple[str, Any, Any]) -> None:
     method, value, expected = row
     assert difference(expected, getattr(kinds, method)(value)) is None

@@ -27,7 +27,7 @@ LAYERS = (
         "signature",
     ),
     # languages
-    ("_wire", "_wire_buffer", "_wire_containers", "_wire_scalars", "_wire_words", "yamux"),
+    ("_wire", "_wire_arrow", "_wire_buffer", "_wire_containers", "_wire_scalars", "_wire_words", "yamux"),
     # resources
     ("net", "process", "shm"),
     # agreement

@@ -1,6 +1,7 @@
 # ruff: noqa: UP006, UP007, UP035, UP045  -- every spelling of a type is the subject here
 from __future__ import annotations
 
+import array
 import collections.abc as abc
 import dataclasses
 import datetime as dt
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Dict, List, NamedTuple, NewType, Optional, Tu
 import numpy as np
 import numpy.typing as npt
 import pytest
+import typing_extensions
 
 from fastplug.annotation import DEPTH_LIMIT, MISSING, Kind, TypeNode, resolve
 from fastplug.errors import ConfigError
@@ -132,6 +134,14 @@ ACCEPTED: list[tuple[Any, str]] = [
     (Access, "Access"),
     (Point, "Point"),
     (Record, "Record"),
+    (memoryview, "buffer"),
+    (bytes | memoryview, "buffer"),
+    (bytes | bytearray | memoryview, "buffer"),
+    (Optional[Union[bytes, memoryview]], "buffer?"),
+    (bytes | memoryview | None, "buffer?"),
+    (typing_extensions.Buffer, "buffer"),
+    (typing_extensions.Buffer | bytes, "buffer"),
+    (list[memoryview], "list[buffer]"),
     (np.ndarray, "ndarray"),
     (npt.NDArray, "ndarray"),
     (npt.NDArray[Any], "ndarray"),
@@ -213,7 +223,9 @@ REFUSED: list[tuple[Any, str]] = [
     (frozenset, "write list"),
     (abc.Mapping[str, int], "write dict"),
     (bytearray, "write bytes"),
-    (memoryview, "write bytes"),
+    (array.array, "write memoryview"),
+    (bytes | bytearray, "several types"),
+    (memoryview | str, "several types"),
     (typing.Literal["a"], "Enum"),
     (T, "no type parameters"),
     (list[T], "no type parameters"),  # type: ignore[valid-type]

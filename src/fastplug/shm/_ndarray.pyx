@@ -13,7 +13,7 @@ from libc.stdint cimport int64_t, intptr_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastplug._wire cimport Codec, Decoder, Encoder, skip_array_data, skip_array_head
-from fastplug.shm._arena cimport Block, Loan, OwnLease, own_lease
+from fastplug.shm._arena cimport Arena, Block, Loan, OwnLease, own_lease
 from fastplug.shm._borrowed cimport Lease
 from fastplug.shm._descriptor cimport FORM_HOME, FORM_INLINE, FORM_LENT, MAX_NDIM, ORDER_C, ORDER_FORTRAN, ORDER_STRIDED, Place, extent
 from fastplug.shm._ndarray_dtype cimport Declared, declared, fitting, is_number, text_for
@@ -55,6 +55,24 @@ cdef object _owner(cnp.ndarray array):
             base = base.obj
         else:
             return None
+    return None
+
+
+cdef OwnLease _lease_at(Arena arena, const unsigned char* data):
+    """For an array whose owner is no array of numpy, a buffer of Arrow for instance: whatever keeps memory of a block in use keeps its lease,
+    even where nobody can follow the chain to it. None: this memory is not ours."""
+    cdef Segment segment
+    cdef Block block
+    cdef uint64_t offset
+    for segment_id, one in enumerate(arena.segments):
+        segment = one
+        if segment is None or segment.base == NULL or not segment.base <= data < segment.base + segment.bytes:
+            continue
+        offset = data - segment.base
+        for one in arena.blocks[segment_id].values():
+            block = one
+            if block.offset <= offset < block.offset + block.bytes:
+                return own_lease(block) if block.local else None
     return None
 
 
@@ -102,6 +120,8 @@ cdef class ArenaArrays(Described):
         cdef Place place
         cdef int64_t low, high, at
         cdef int order = order_of(array)
+        if owner is None and PyArray_BASE(array) != NULL:
+            owner = _lease_at(self.port.arena, <const unsigned char*>cnp.PyArray_DATA(array))
         if owner is None or not extent(cnp.PyArray_NDIM(array), <const intptr_t*>cnp.PyArray_DIMS(array), <const intptr_t*>cnp.PyArray_STRIDES(array), cnp.PyArray_ITEMSIZE(array), &low, &high):
             return False
         if type(owner) is OwnLease:

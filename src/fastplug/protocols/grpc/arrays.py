@@ -11,8 +11,9 @@ from typing import Any
 from fastplug import dtypes
 from fastplug._wire_words import Unfit, got
 from fastplug.errors import CopyRequired
+from fastplug.protocols.grpc.values import Scalar
 
-__all__ = ["ArrayCodec", "ArrayCopies"]
+__all__ = ["ArrayCodec", "ArrayCopies", "arrow_codec"]
 
 # numpy's own limit; a peer's shape is checked against it before numpy sees it.
 NDIM_MAX = 64
@@ -97,3 +98,21 @@ class ArrayCodec:
             raise ValueError(f"an array of shape {shape} and dtype {message.dtype[:40]!r} does not have {len(data)} bytes")
         # bytes are immutable, so the array is read-only; its memory lives as long as it is referenced.
         return self._np.frombuffer(data, self._declared or found).reshape(shape, order="F" if message.fortran else "C")
+
+
+def arrow_codec(name: str, copies: ArrayCopies) -> Scalar:
+    """A table of Arrow, or a part of one, <-> the bytes of an Arrow IPC stream, which any Arrow library reads."""
+    from fastplug import _wire_arrow
+
+    def to_proto(value: Any) -> bytes:
+        data = _wire_arrow.stream_of(_wire_arrow.accepted(value, name))
+        copies.check(len(data))
+        copies.add(len(data))
+        return data
+
+    def from_proto(data: bytes) -> Any:
+        made = _wire_arrow.of_stream(data, name)
+        copies.add(len(data))
+        return made
+
+    return Scalar(to_proto, from_proto)

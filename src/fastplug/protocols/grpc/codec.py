@@ -18,7 +18,7 @@ from fastplug import _wire_words as words
 from fastplug._wire_words import Unfit, canonical, got, shown
 from fastplug.annotation import MISSING, Kind, TypeNode
 from fastplug.errors import ArgumentError, ResultError
-from fastplug.protocols.grpc.arrays import ArrayCodec, ArrayCopies
+from fastplug.protocols.grpc.arrays import ArrayCodec, ArrayCopies, arrow_codec
 from fastplug.protocols.grpc.errors import Malformed
 from fastplug.protocols.grpc.names import field_names
 from fastplug.protocols.grpc.schema import CLEARED, Rpc, is_clearable, is_map_key
@@ -88,6 +88,8 @@ class _Compiler:
             case Kind.ARRAY:
                 array = ArrayCodec(node.dtype, self.copies)
                 return _Message(lambda message, value, depth: array.write(message, value), lambda message, depth: array.read(message))
+            case Kind.ARROW:
+                return arrow_codec(node.cls.__name__ if node.cls else "", self.copies)
             case Kind.TUPLE:
                 names = [f"item{i}" for i in range(len(node.args))]
                 return _tuple([self.field(name, part) for name, part in zip(names, node.args, strict=True)])

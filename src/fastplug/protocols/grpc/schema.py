@@ -27,6 +27,8 @@ _SCALARS = {
     Kind.FLOAT: _Field.TYPE_DOUBLE,
     Kind.STR: _Field.TYPE_STRING,
     Kind.BYTES: _Field.TYPE_BYTES,
+    Kind.BUFFER: _Field.TYPE_BYTES,
+    Kind.ARROW: _Field.TYPE_BYTES,
     Kind.DATETIME: _Field.TYPE_STRING,
     Kind.DATE: _Field.TYPE_STRING,
     Kind.TIMEDELTA: _Field.TYPE_INT64,

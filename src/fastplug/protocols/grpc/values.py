@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fastplug._wire_words import Unfit, decimal_of, got
+from fastplug._wire_words import Unfit, buffer_bytes, decimal_of, got
 from fastplug.annotation import Kind, TypeNode
 from fastplug.protocols.grpc.names import enum_members
 
@@ -84,6 +84,11 @@ def _bytes(value: Any) -> bytes:
     return bytes(value)
 
 
+def _buffer(value: Any) -> bytes:
+    buffer_bytes(value)  # or Unfit
+    return memoryview(value).tobytes()
+
+
 def _datetime(value: Any) -> str:
     if not isinstance(value, dt.datetime):
         raise Unfit(got(value))
@@ -137,6 +142,7 @@ _CODECS: dict[Kind, Scalar] = {
     Kind.FLOAT: Scalar(_float, _same),
     Kind.STR: Scalar(_str, _same),
     Kind.BYTES: Scalar(_bytes, _same),
+    Kind.BUFFER: Scalar(_buffer, memoryview),
     Kind.DATETIME: Scalar(_datetime, dt.datetime.fromisoformat),
     Kind.DATE: Scalar(_date, dt.date.fromisoformat),
     Kind.TIMEDELTA: Scalar(_timedelta, lambda n: dt.timedelta(microseconds=n)),
