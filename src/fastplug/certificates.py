@@ -8,13 +8,18 @@ from __future__ import annotations
 from fastplug.config import ClientConfig, ServeConfig, Tls
 from fastplug.errors import ConfigError, TlsRefused
 from fastplug.handshake.line import HandshakeLine
-from fastplug.net.tls import auto_mtls, certificate_der, one_time_identity
+from fastplug.net.tls import auto_mtls, certificate_der, context, one_time_identity
 
 __all__ = ["host_identity", "host_tls", "plugin_tls"]
 
 
 def host_identity(config: ClientConfig) -> Tls | None:
-    """The host's one-time certificate, if a plugin may come to see it. Making one costs some milliseconds."""
+    """The host's one-time certificate, if a plugin may come to see it. Making one costs some milliseconds.
+
+    Raises ConfigError for certificates of the user's that cannot be used, before anything is started.
+    """
+    if config.tls is not None:
+        context(config.tls, server=False)
     wanted = config.auto_mtls and config.transport in ("auto", "grpc") and "grpc" in config.allowed_protocols
     return one_time_identity(config.mtls_curve) if wanted else None
 
@@ -44,6 +49,7 @@ def plugin_tls(config: ServeConfig, client_cert: str) -> tuple[Tls | None, bytes
         given = config.tls_provider()
         if not given.certificate_pem:
             raise ConfigError("tls_provider must return a fastplug.Tls with a certificate and its key")
+        context(given, server=True)
         return given, b""
     if not client_cert:
         return None, b""

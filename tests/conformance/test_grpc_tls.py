@@ -198,6 +198,21 @@ def test_tls_that_the_user_gives(tmp_path: Path, authority: tuple[fastplug.Tls, 
     assert "answered without a certificate" in refused(command, env=environment, auto_mtls=True)
 
 
+def test_a_plugin_that_insists_on_tls_is_told_from_one_that_died(tmp_path: Path, authority: tuple[fastplug.Tls, fastplug.Tls]) -> None:
+    """Without TLS the connection is made, and the first call finds out."""
+    with fastplug.start(script(tmp_path, PROVIDING), transport="grpc", env=plugin_environment()) as client:
+        with pytest.raises(fastplug.TlsRefused, match="without a word, and runs on: it probably insists on TLS"):
+            client.ping()
+        assert not client.exited
+
+
+def test_certificates_that_cannot_be_used_start_nothing(tmp_path: Path) -> None:
+    host, other = one_time_identity(), one_time_identity()
+    wrong = fastplug.Tls(certificate_pem=host.certificate_pem, key_pem=other.key_pem)
+    with pytest.raises(fastplug.ConfigError, match="cannot be used"):
+        fastplug.start([sys.executable, str(tmp_path / "missing.py")], tls=wrong)
+
+
 def test_a_host_certificate_that_is_none(tmp_path: Path) -> None:
     command = script(
         tmp_path,

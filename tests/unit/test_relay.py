@@ -427,3 +427,19 @@ def test_a_handshake_that_never_ends_is_given_up(sides: tuple[Tls, Tls], monkeyp
     thread.join(WAIT_S)
     for one in (here, there, inner, other):
         one.close()
+
+
+def test_a_refused_peer_that_has_sent_more_still_reads_why(relay: Relay, sides: tuple[Tls, Tls]) -> None:
+    """A socket that is closed with bytes unread takes back what was sent last. So a refusal reads on until the peer has ended."""
+    here, there = socket.socketpair()
+    stranger = auto_mtls(one_time_identity(), sides[1].certificate_pem)
+    refusing = relay.tls(there, sides[1], server=True)
+    here.settimeout(WAIT_S)
+    with context(stranger, server=False).wrap_socket(here, server_hostname="localhost") as connected:
+        with contextlib.suppress(OSError):
+            for _ in range(50):
+                connected.sendall(bytes(4096))
+        with pytest.raises(ssl.SSLError, match=r"ALERT|alert"):
+            connected.recv(1)
+    assert isinstance(refusing.ready.exception(WAIT_S), TlsRefused)
+    refusing.close()

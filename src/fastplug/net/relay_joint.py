@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Joint", "Outer", "Refused", "SocketOuter", "TlsFilter"]
 
+# A peer that was told the end closes its own side in milliseconds.
+LINGER_S = 2.0
 # A handshake is three packets; whoever takes longer hangs, or never meant to speak TLS (a probe that only connects).
 HANDSHAKE_TIMEOUT_S = 10.0
 # What SSLObject hands out at most in one read: one record.
@@ -167,7 +169,7 @@ class Joint:
 
     def poll(self, now_s: float) -> None:
         if self._expires_s is not None and now_s >= self._expires_s and self._tls is not None:
-            self._refuse(self._tls.timed_out())
+            self._refuse(self._tls.timed_out(), answers=False)
 
     # -- the outer side
 
@@ -344,13 +346,17 @@ class Joint:
             self._outer_ended = True
         self._watch()
 
-    def _refuse(self, sentence: str, *, silent: bool = False) -> None:
-        """The alert that says why still leaves, as far as the outer side takes it now. ``silent``: a probe, which said nothing."""
+    def _refuse(self, sentence: str, *, silent: bool = False, answers: bool = True) -> None:
+        """The alert that says why still leaves, as far as the outer side takes it now. ``silent``: a probe, which said nothing;
+        ``answers``: the peer is alive, and may be waited for."""
         self._tell_closed(sentence, refused=not silent)
         self._write_outer()
         if self._outer is not None:
             self._outer.finish()
-        self._end(self._outer.release if self._outer is not None else None)
+        if self._outer is None:
+            self._end(None)
+        else:
+            self._end(self._outer.release if answers else self._outer.close)
 
     # -- the end
 
@@ -398,6 +404,7 @@ class SocketOuter:
         self._loop, self._socket, self._joint = loop, outer, joint
         self._fd = outer.fileno()
         self._full = self._ended = self._closed = False
+        self._lingers_until_s: float | None = None
         self._watch()
 
     def _ready(self, events: int) -> None:
@@ -415,10 +422,16 @@ class SocketOuter:
             return
         except OSError as error:
             self._ended = True
+            if self._lingers_until_s is not None:
+                self.close()
+                return
             self._joint.outer_failed(f"the peer closed the connection ({error.strerror or error})")
             self.close()
             return
-        if data:
+        if self._lingers_until_s is not None:
+            if not data:
+                self.close()
+        elif data:
             self._joint.outer_received(data)
         else:
             self._ended = True
@@ -427,7 +440,7 @@ class SocketOuter:
     def _watch(self) -> None:
         if self._closed:
             return
-        reads = not self._ended and self._joint.wants_more
+        reads = not self._ended and (self._joint.wants_more or self._lingers_until_s is not None)
         events = (READ if reads else 0) | (WRITE if self._full else 0)
         self._loop.watch(self._fd, events or None, self._ready)
 
@@ -456,7 +469,24 @@ class SocketOuter:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            self._loop.timed.discard(self)
             self._loop.watch(self._fd, None, self._ready)
             self._socket.close()
 
-    release = close
+    def release(self) -> None:
+        """Reads on, for nobody, until the peer has ended, too: a socket closed with bytes unread takes back what was sent last, which may
+        be the alert that says why."""
+        if self._ended or self._closed:
+            self.close()
+            return
+        self.finish()
+        self._lingers_until_s = self._loop.now_s + LINGER_S
+        self._loop.timed.add(self)
+        self._watch()
+
+    def next_timeout_s(self, now_s: float) -> float | None:
+        return None if self._lingers_until_s is None else max(0.0, self._lingers_until_s - now_s)
+
+    def poll(self, now_s: float) -> None:
+        if self._lingers_until_s is not None and now_s >= self._lingers_until_s:
+            self.close()

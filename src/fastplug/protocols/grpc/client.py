@@ -17,9 +17,11 @@ from fastplug.errors import (
     DeadlineExceeded,
     HandshakeError,
     InterfaceMismatch,
+    PluginDied,
     RemoteError,
     RemoteProtocolError,
     RpcError,
+    TlsRefused,
     seen_by_handler,
 )
 from fastplug.interfaces import Interface
@@ -37,6 +39,7 @@ from fastplug.protocols.grpc.host_stdio import HostStdio
 from fastplug.protocols.grpc.messages import DESCRIBE, HEALTH_CHECK, SHUTDOWN, STACK, STATS, Empty, HealthRequest, Json
 from fastplug.protocols.grpc.schema import Rpc, schema_of
 from fastplug.protocols.grpc.stdio import STDERR, STDOUT
+from fastplug.protocols.grpc.stream import WITHOUT_A_WORD
 from fastplug.protocols.grpc.streaming import StreamCalls
 from fastplug.protocols.grpc.workers import CALL_KEY
 from fastplug.protocols.handle import absent_method, make_handle
@@ -210,12 +213,25 @@ class GrpcClient:
         if status.code == Code.DEADLINE_EXCEEDED:
             return DeadlineExceeded(f"{what} had no answer before the deadline; a late one will be dropped")
         if self.channel.closed.done() and status.code in (Code.UNAVAILABLE, Code.CANCELLED, Code.UNKNOWN, Code.INTERNAL):
-            return self._context.lost(qualified)
+            return self._lost(qualified)
         if status.code == Code.UNIMPLEMENTED and qualified:
             interface, _, method = qualified.rpartition(".")
             text = f"the plugin does not have {what}: {status.message}. Use a plugin built for {interface}."
             return InterfaceMismatch(text, interface=interface, method=method, expected=method, got=None)
         return RpcError(status.code, status.message, status.details, status.trailers)
+
+    def _lost(self, method: str | None) -> Exception:
+        """Why the connection has ended."""
+        reason = self.channel.closed.result() if self.channel.closed.done() else ""
+        if reason.startswith("TLS"):
+            return TlsRefused(f"plugin {self._context.name!r}: {reason}")
+        error = self._context.lost(method)
+        if isinstance(error, PluginDied) and error.returncode is None and reason.endswith(WITHOUT_A_WORD):
+            return TlsRefused(
+                f"plugin {self._context.name!r} closed the connection without a word, and runs on: it probably insists on TLS. "
+                "Start it with auto_mtls=True, or give certificates (tls=)."
+            )
+        return error
 
     def _check_usable(self, method: str | None) -> None:
         if os.getpid() != self._owner_pid:
@@ -224,7 +240,7 @@ class GrpcClient:
                 "Open the plugin again here (fastplug.Spec can be passed on)."
             )
         if self._closed or self.channel.closed.done():
-            raise self._context.lost(method)
+            raise self._lost(method)
 
     def ping(self, timeout_s: float) -> None:
         """Health check of service "plugin", as go-plugin's Ping: any answer counts."""

@@ -11,12 +11,15 @@ from concurrent.futures import Future, InvalidStateError
 
 from fastplug.protocols.grpc.channel import ByteStream
 
-__all__ = ["Relay", "SocketStream"]
+__all__ = ["WITHOUT_A_WORD", "Relay", "SocketStream"]
 
 # Two buffers a connection; large enough that a 1 MiB message takes a handful of switches between threads.
 RELAY_BUFFER_BYTES = 256 * 1024
 # A pump whose two streams are shut down has nothing left to wait for; longer means a stream that breaks ByteStream.close().
 RELAY_JOIN_TIMEOUT_S = 2.0
+
+# As TLS servers, Go's and OpenSSL's, end a connection that begins without it.
+WITHOUT_A_WORD = ", and had not said a word"
 
 _live: weakref.WeakSet[SocketStream] = weakref.WeakSet()
 
@@ -81,12 +84,14 @@ class Relay:
 
     def _pump(self, source: ByteStream, sink: ByteStream, end: str) -> None:
         buffer = memoryview(bytearray(RELAY_BUFFER_BYTES))
+        silent = source is self._streams[0]
         try:
             while size := source.recv_into(buffer):
+                silent = False
                 sink.sendall(buffer[:size])
         except OSError as error:
             end = f"{end} ({error.strerror or error})"
-        self._end(end)
+        self._end(f"{end}{WITHOUT_A_WORD}" if silent else end)
 
     def _end(self, reason: str) -> None:
         with contextlib.suppress(InvalidStateError):  # the other pump was first
