@@ -429,17 +429,44 @@ def test_a_handshake_that_never_ends_is_given_up(sides: tuple[Tls, Tls], monkeyp
         one.close()
 
 
-def test_a_refused_peer_that_has_sent_more_still_reads_why(relay: Relay, sides: tuple[Tls, Tls]) -> None:
-    """A socket that is closed with bytes unread takes back what was sent last. So a refusal reads on until the peer has ended."""
+def test_a_refused_peer_that_has_sent_more_still_reads_why(sides: tuple[Tls, Tls], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that is closed with bytes unread takes back what was sent last. So a refusal reads on until the peer has ended.
+
+    In this process, with a relay that reads little at a time.
+    """
+    monkeypatch.setattr("fastplug.net.relay_joint.BUFFER_BYTES", 4096)
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    relaying = relay_main.Relaying(its)
+    thread = threading.Thread(target=relaying.run)
+    thread.start()
     here, there = socket.socketpair()
-    stranger = auto_mtls(one_time_identity(), sides[1].certificate_pem)
-    refusing = relay.tls(there, sides[1], server=True)
+    inner, other = socket.socketpair()
+    command = {"do": "tls", "id": 1, "server": True, "tls": to_json(sides[1])}
+    socket.send_fds(mine, [json.dumps(command).encode()], [there.fileno(), inner.fileno()])
+    there.close()
+    stranger = context(auto_mtls(one_time_identity(), sides[1].certificate_pem), server=False)
+    arrived, leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tunnel = stranger.wrap_bio(arrived, leaving, server_hostname="localhost")
     here.settimeout(WAIT_S)
-    with context(stranger, server=False).wrap_socket(here, server_hostname="localhost") as connected:
-        with contextlib.suppress(OSError):
-            for _ in range(50):
-                connected.sendall(bytes(4096))
-        with pytest.raises(ssl.SSLError, match=r"ALERT|alert"):
-            connected.recv(1)
-    assert isinstance(refusing.ready.exception(WAIT_S), TlsRefused)
-    refusing.close()
+    with pytest.raises(ssl.SSLWantReadError):
+        tunnel.do_handshake()
+    here.sendall(leaving.read())
+    while True:
+        arrived.write(here.recv(1 << 16))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tunnel.do_handshake()
+            break
+    here.sendall(leaving.read() + bytes(100_000))
+    arrived.write(here.recv(1 << 16))
+    with pytest.raises(ssl.SSLError, match=r"ALERT|alert"):
+        tunnel.read(1)
+    here.shutdown(socket.SHUT_RDWR)
+    assert [json.loads(mine.recv(1 << 16))["say"] for _ in range(2)] == ["closed", "over"]
+    # A second connection is over after the relay has noticed the end of the first.
+    last, gone = socket.socketpair()
+    gone.close()
+    socket.send_fds(mine, [json.dumps(command | {"id": 2}).encode()], [last.fileno(), inner.fileno()])
+    assert [json.loads(mine.recv(1 << 16))["id"] for _ in range(2)] == [2, 2]
+    for one in (mine, here, inner, other, last):
+        one.close()
+    thread.join(WAIT_S)
