@@ -133,9 +133,14 @@ class PluginLife:
         line = self._line
         if self._state() is not State.CONNECTED:
             return None
+        how = ""
         if line is None or line.protocol == "fast":
-            how = "in this process" if line is None else "over a socket that only this process has: start it with transport='grpc'"
-            raise ConfigError(f"plugin {self.name!r} cannot be attached to from elsewhere, it runs {how}")
+            how = "it runs in this process" if line is None else "it runs over a socket that only this process has: use transport='grpc'"
+        elif self.config.auto_mtls or self.config.grpc_broker_multiplex:  # as in go-plugin
+            how = "its certificates" if self.config.auto_mtls else "its one multiplexed connection"
+            how += " belong to this process: start it without auto_mtls and grpc_broker_multiplex"
+        if line is None or how:
+            raise ConfigError(f"plugin {self.name!r} cannot be attached to from elsewhere: {how}")
         test = self.config.reattach is not None and self.config.reattach.test
         return ReattachConfig(line.protocol, line.app_version, line.network, line.address, self.pid or 0, test=test)
 

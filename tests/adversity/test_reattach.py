@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import queue
 import re
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.adversity.hosts import run_host
@@ -22,15 +24,17 @@ from tests.plugins.stay_api import Stay
 from tests.plugins.stay_plugin import Staying
 
 import fastplug
-from fastplug import ReattachConfig, ServeTestConfig
+from fastplug import ReattachConfig, ServeTestConfig, Tls
+from fastplug.net.tls import one_time_identity
+from fastplug.process.attached import AttachedProcess
 
 FaultRow = Callable[..., None]
 
 COMMAND = [sys.executable, "-m", "tests.plugins.stay_plugin", "--stay"]
 
 
-def started(*arguments: str, transport: fastplug.Transport = "grpc") -> fastplug.Client:
-    return fastplug.start([*COMMAND, *arguments], transport=transport, env=plugin_environment(), name="stay")
+def started(*arguments: str, transport: fastplug.Transport = "grpc", **options: Any) -> fastplug.Client:
+    return fastplug.start([*COMMAND, *arguments], transport=transport, env=plugin_environment(), name="stay", **options)
 
 
 @pytest.mark.parametrize("network", ["unix", "tcp"])
@@ -61,7 +65,7 @@ def test_a_plugin_goes_on_without_its_host_and_another_attaches(network: str, fa
 
 def test_the_fast_protocol_cannot_be_attached_to() -> None:
     with started(transport="shm") as client:
-        with pytest.raises(fastplug.ConfigError, match="over a socket that only this process has: start it with transport='grpc'"):
+        with pytest.raises(fastplug.ConfigError, match="over a socket that only this process has: use transport='grpc'"):
             client.reattach_config()
         with pytest.raises(fastplug.ConfigError):
             client.detach()
@@ -154,6 +158,55 @@ def test_a_plugin_under_a_debugger_is_attached_to() -> None:
         assert pdb.poll() is None  # it is in test mode: kill() has only let go of it
         pdb.terminate()  # ends serve(); pdb would start the program again
         pdb.communicate("quit\n", timeout=WATCHDOG_S)
+
+
+def test_what_cannot_be_attached_to_says_why() -> None:
+    with started(auto_mtls=True) as client:
+        with pytest.raises(fastplug.ConfigError, match="its certificates belong to this process"):
+            client.reattach_config()
+        with pytest.raises(fastplug.ConfigError):
+            client.detach()
+        assert client.dispense(Stay).doubled(2) == 4
+    config = ReattachConfig("grpc", 1, "unix", "/x", 1)
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"auto_mtls": True}, "auto_mtls cannot be used"),
+        ({"grpc_broker_multiplex": True}, "not supported with Reattach config"),
+        ({"secure": fastplug.SecureConfig("00" * 32)}, "only one of Reattach or SecureConfig can be set"),
+        ({"transport": "shm"}, "attached to over its listener"),
+        ({"target": "x.py"}, "exactly one of target, or reattach must be set"),
+    ]
+    for options, said in refused:
+        with pytest.raises(fastplug.ConfigError, match=said):
+            fastplug.ClientConfig(reattach=config, **options)
+    with pytest.raises(fastplug.ConfigError, match="without a pid"):
+        fastplug.reattach(ReattachConfig("grpc", 1, "unix", "/x"))
+
+
+def test_a_plugin_without_a_pid_is_found_by_a_runner() -> None:
+    """As one in a container, whose host knows it by another name."""
+    with started() as client:
+        config = client.reattach_config()
+        assert config is not None
+        found = dataclasses.replace(config, pid=0)
+        with fastplug.reattach(found, reattach_runner=lambda _: AttachedProcess(config.pid, name="found")) as second:
+            assert second.dispense(Stay).doubled(5) == 10
+        assert client.exited
+
+
+def test_test_mode_with_certificates() -> None:
+    identity, stranger = one_time_identity("P-256"), one_time_identity("P-256")
+    mutual = Tls(certificate_pem=identity.certificate_pem, key_pem=identity.key_pem, trusted_pem=identity.certificate_pem)
+    configs: queue.Queue[ReattachConfig] = queue.Queue()
+    cancel = threading.Event()
+    server = Running(lambda: fastplug.serve(Staying(), tls_provider=lambda: mutual, test=ServeTestConfig(ready=configs.put, cancel=cancel)))
+    config = configs.get(timeout=WATCHDOG_S)
+    with fastplug.reattach(config, tls=mutual) as client:
+        assert client.dispense(Stay).doubled(8) == 16
+    other = Tls(certificate_pem=stranger.certificate_pem, key_pem=stranger.key_pem, trusted_pem=identity.certificate_pem)
+    with pytest.raises(fastplug.TlsRefused):
+        fastplug.reattach(config, tls=other)
+    cancel.set()
+    server.result()
 
 
 def test_an_unmanaged_plugin_outlives_its_host() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -112,6 +113,14 @@ def test_an_offer_in_a_sandbox_without_a_runner_that_vouches() -> None:
     with fastplug.start([*wrapped, *COMMAND], env=plugin_environment()) as client:
         assert client.transport == "grpc"
         assert client.dispense(Sandboxed).pids()
+
+
+def test_a_pinned_script_in_a_sandbox() -> None:
+    """Sealed memory files cross it, too."""
+    script = Path(__file__).parents[1] / "plugins" / "sandboxed_plugin.py"
+    secure = fastplug.SecureConfig(hashlib.sha256(script.read_bytes()).digest())
+    with fastplug.start(script, env=plugin_environment(), runner=Bubblewrap(), secure=secure) as client:
+        assert (client.transport, client.dispense(Sandboxed).network_interfaces()) == ("shm", ["lo"])
 
 
 def test_addresses_that_cannot_be_translated() -> None:

@@ -31,6 +31,11 @@ COMMAND = [sys.executable, "-m", "tests.plugins.stay_plugin"]
 SCRIPT = Path(__file__).parents[1] / "plugins" / "stay_plugin.py"
 # A process that does nothing until it is killed.
 FOREVER = "import time; time.sleep(1000)"
+# Leaves such a process, in a session of its own, without a parent, and says its pid.
+ORPHAN = f"""
+import os, subprocess, sys
+print("orphan", subprocess.Popen([sys.executable, "-I", "-S", "-c", {FOREVER!r}], start_new_session=True).pid, file=sys.stderr, flush=True)
+"""
 # What docs/go-plugin.md promises: go-plugin's 2 s after Shutdown, and a second for the rest.
 KILL_BOUND_S = 3.0
 
@@ -287,6 +292,28 @@ def test_a_grandchild_in_a_session_of_its_own_ends_with_an_orderly_kill(transpor
             client.kill()
             assert gone(pidfds[0])
     # nothing_left_behind sees the orphan
+
+
+def test_an_orphan_ends_with_a_host_that_is_killed() -> None:
+    """The warden finds it by its mark: it has a session of its own, and its parent is gone."""
+    code = f"""
+        from tests.adversity.test_starting import started, Stay
+        import io
+        stay = started(stderr=io.FileIO(2, "wb", closefd=False)).dispense(Stay)
+        stay.spawn({ORPHAN!r})
+        print(os.read(0, 1), flush=True)       # until the orphan has said its pid
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    with subprocess.Popen(
+        source(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=host_environment()
+    ) as host:
+        assert host.stderr is not None
+        assert host.stdin is not None
+        line = next(line for line in iter(host.stderr.readline, b"") if b"orphan" in line)
+        with open_pidfds([int(line.split(b"orphan")[1].split()[0])]) as [pidfd]:
+            assert alive(pidfd)
+            host.communicate(b"x", timeout=WATCHDOG_S)
+            assert gone(pidfd)
 
 
 @pytest.mark.parametrize("transport", ["shm", "grpc"])
