@@ -234,3 +234,10 @@ def test_marks_of_hosts_in_hosts() -> None:
     for _ in range(40):
         deep = family_marks(deep, "d" * 16)
     assert deep.count(":") == 15
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("", None), ("true", True), ("1", True), ("T", True), ("false", False), ("0", False), ("yes", False)]
+)
+def test_multiplexing_is_answered_as_go_reads_it_and_only_when_asked_for(value: str, expected: bool | None) -> None:
+    assert plugin_environment({"PLUGIN_MULTIPLEX_GRPC": value}, cookie_key="K").multiplexes is expected
