@@ -83,7 +83,11 @@ def extension(pyx: Path, kind: str) -> Module:
         ".".join(pyx.relative_to("src").with_suffix("").parts),
         [str(pyx)],
         include_dirs=include_dirs,
-        define_macros=[*macros(kind), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        define_macros=[
+            *macros(kind),
+            ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+            ("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION"),  # the first with allocation handlers
+        ],
         extra_compile_args=compile_flags(kind),
         extra_link_args=SANITIZERS[:1] if kind == "asan" else [],
         depends=[str(header) for header in sorted(SOURCES.rglob("*.h"))],

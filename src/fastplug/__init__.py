@@ -25,13 +25,16 @@ if TYPE_CHECKING:
         Spec,
         client_of,
         empty,
+        empty_like,
         grpc_service,
         open,  # noqa: A004  the word of the field
+        private,
         proto_of,
         reattach,
         serve,
         serve_mux,
         start,
+        writable,
     )
     from fastplug.broker import BrokerListener, BrokerServer, GRPCBroker
     from fastplug.client import Client
@@ -86,10 +89,12 @@ if TYPE_CHECKING:
     from fastplug.process.runner import AddressTranslator, AttachedRunner, Detachable, Runner, RunnerFactory
     from fastplug.reattach_config import ReattachConfig, format_reattach, parse_reattach
     from fastplug.secure import SecureConfig
+    from fastplug.shm.arena import Arena
 
 __all__ = [
     "DEFAULT_HANDSHAKE",
     "AddressTranslator",
+    "Arena",
     "ArenaExhausted",
     "ArgumentError",
     "AttachedRunner",
@@ -151,6 +156,7 @@ __all__ = [
     "deadline",
     "discover",
     "empty",
+    "empty_like",
     "format_reattach",
     "grpc_plugin",
     "grpc_service",
@@ -160,11 +166,13 @@ __all__ = [
     "optional",
     "parse_reattach",
     "presets",
+    "private",
     "proto_of",
     "reattach",
     "serve",
     "serve_mux",
     "start",
+    "writable",
 ]
 
 _PLACES = {
@@ -175,13 +183,16 @@ _PLACES = {
         "Spec",
         "client_of",
         "empty",
+        "empty_like",
         "grpc_service",
         "open",
+        "private",
         "proto_of",
         "reattach",
         "serve",
         "serve_mux",
         "start",
+        "writable",
     ),
     "fastplug.client": ("Client",),
     "fastplug.config": (
@@ -207,6 +218,7 @@ _PLACES = {
     "fastplug.life": ("cleanup_clients",),
     "fastplug.secure": ("SecureConfig",),
     "fastplug.process.discovery": ("discover",),
+    "fastplug.shm.arena": ("Arena",),
     "fastplug.process.runner": ("AddressTranslator", "AttachedRunner", "Detachable", "Runner", "RunnerFactory"),
 }
 

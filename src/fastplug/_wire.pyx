@@ -115,6 +115,8 @@ cdef class MethodCodec:
         return self.call(function, self.decode_arguments(dec))
 
     cdef int encode_result(self, Encoder enc, object value) except -1:
+        if enc.port is not None:
+            enc.port.offer(<PyObject*>value)
         try:
             return self.result.encode(enc, value)
         except Exception as error:

@@ -2,6 +2,7 @@
 # docs/wire.md, section 3. Whoever is not part of _wire cimports these from _wire.
 
 cimport cython
+from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -114,6 +115,8 @@ cdef class ArrayPort:
     cdef public uint64_t copies         # copies made of array data, for stats()
     cdef public uint64_t copied_bytes
     cdef uint32_t named                 # blocks named since the last commit or rollback
+    # offer: a result is about to be encoded, and the caller's variable is the only one that has to have it.
+    cdef int offer(self, PyObject* result) except -1
     cdef int put(self, Encoder enc, object array, Codec codec) except -1
     cdef object get(self, Decoder dec, Codec codec)
     cdef int skip(self, Decoder dec) except -1

@@ -1,6 +1,7 @@
 # Buffers, errors of decoding, and passing over values. Nothing here knows more of a value than its tag.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_New, PyTuple_SET_ITEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
@@ -239,6 +240,9 @@ cdef object confused(Decoder dec, str expected, int tag):
 
 
 cdef class ArrayPort:
+    cdef int offer(self, PyObject* result) except -1:
+        return 0
+
     cdef int put(self, Encoder enc, object array, Codec codec) except -1:
         raise LocalProtocolError("this connection carries no arrays; it was made without an array port")
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fastplug.protocols.grpc.descriptors import Descriptors
     from fastplug.reattach_config import ReattachConfig
     from fastplug.secure import SecureConfig
+    from fastplug.shm.arena import Arena
 
 __all__ = [
     "Options",
@@ -44,13 +45,16 @@ __all__ = [
     "Spec",
     "client_of",
     "empty",
+    "empty_like",
     "grpc_service",
     "open",
+    "private",
     "proto_of",
     "reattach",
     "serve",
     "serve_mux",
     "start",
+    "writable",
 ]
 
 T = TypeVar("T")
@@ -73,6 +77,7 @@ class Options(TypedDict, total=False):
     connect_timeout_s: float
     stop_timeout_s: float
     arena_limit_bytes: int | None
+    arena: Arena | None
     strict_zero_copy: bool
     logger: logging.Logger | None
     stdin: IO[Any] | int | None
@@ -275,6 +280,32 @@ def grpc_service(name: str, implementation: object, *, descriptors: Descriptors)
     from fastplug.protocols.grpc.servicer import DescribedService
 
     return DescribedService(name, implementation, descriptors)
+
+
+def empty_like(array: npt.NDArray[Any], dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+    """As ``empty``, with the shape of an array; Fortran-ordered if that is. ``dtype``: another one than its own. Raises ArenaExhausted."""
+    wanted = array.dtype if dtype is None else dtype
+    if array.flags.f_contiguous and not array.flags.c_contiguous:
+        return empty(array.shape[::-1], wanted).T
+    return empty(array.shape, wanted)
+
+
+def writable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same values in an array that may be written to; whoever sent it, and ``array`` itself, see nothing of that.
+
+    What came through shared memory is not copied as a whole: a page is, when it is first written to. It keeps the sender's memory lent as
+    long as it lives. Everything else is copied at once: small arrays, ordinary ones, those of other transports.
+    """
+    from fastplug.shm import _ndarray_memory
+
+    return _ndarray_memory.writable(array)
+
+
+def private(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy that is this process's alone: it may be written to, keeps nothing lent, and cannot change after it was checked."""
+    import numpy as np
+
+    return np.array(array, copy=True, order="K", subok=False)
 
 
 def proto_of(iface: Callable[..., Any]) -> str:

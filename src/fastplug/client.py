@@ -5,6 +5,7 @@ The road: Runner.start -> handshake line -> negotiation -> Protocol.connect. ``p
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -266,7 +267,8 @@ class Client(PluginLife, GrpcAccess):
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start: transport, calls, late_replies, copies and copied_bytes of array data on this side, the plugin's own
-        (``plugin_...``), and for shared memory the arena, the blocks that are lent, waits that spun and that slept."""
+        (``plugin_...``), and for shared memory the arena, what is lent and who holds the
+        oldest, what is borrowed, waits that spun and that slept."""
         return self._connected().stats()
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = "float64") -> npt.NDArray[Any]:
@@ -278,6 +280,19 @@ class Client(PluginLife, GrpcAccess):
             ArenaExhausted: over ``arena_limit_bytes``.
         """
         return self._connected().empty(shape, dtype)
+
+    def arena(self) -> contextlib.AbstractContextManager[None]:
+        """``with client.arena(): a = np.load(path)``: numpy's own arrays of 64 KiB and more are born in shared memory, as from ``empty``.
+
+        It holds in the current thread or asyncio task. When the arena is full, and over other transports, they are ordinary arrays.
+        """
+        protocol = self._connected()
+        if protocol.transport != "shm":
+            return contextlib.nullcontext()
+        from fastplug.protocols.fast.client import FastClient
+
+        assert isinstance(protocol, FastClient)
+        return protocol.arena()
 
     def blocks(
         self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = "float64", count: int = 3, timeout_s: float = BLOCKS_TIMEOUT_S

@@ -180,6 +180,7 @@ class ClientConfig:
         name: for logs and errors; by default the file or program name.
         start_timeout_s, connect_timeout_s, stop_timeout_s: bounds in seconds.
         arena_limit_bytes: most shared memory that this handle may use; by default half of what the machine or cgroup allows.
+        arena: a ``fastplug.Arena`` to lend from, shared with the other clients that it is given to; instead of ``arena_limit_bytes``.
         strict_zero_copy: raise CopyRequired instead of copying an array of 1 KiB or more.
         logger: where the plugin's output goes; by default ``fastplug.plugin.<name>``.
         sync_stdout, sync_stderr: get what a plugin over gRPC prints, byte by byte, on a thread of their own (go-plugin: SyncStdout,
@@ -221,6 +222,7 @@ class ClientConfig:
     connect_timeout_s: float = CONNECT_TIMEOUT_S
     stop_timeout_s: float = STOP_TIMEOUT_S
     arena_limit_bytes: int | None = None
+    arena: Any = None  # typed in fastplug.Options; what configures imports nothing of what it configures
     strict_zero_copy: bool = False
     logger: logging.Logger | None = None
     stdin: Any = None
@@ -256,8 +258,7 @@ class ClientConfig:
             raise ConfigError(f"transport must be one of {', '.join(TRANSPORTS)}; got {self.transport!r}")
         for name in ("start_timeout_s", "connect_timeout_s", "stop_timeout_s", "broker_timeout_s"):
             _positive(name, getattr(self, name))
-        if self.arena_limit_bytes is not None:
-            _positive("arena_limit_bytes", self.arena_limit_bytes)
+        self._check_memory()
         self._check_grpc()
         unknown = sorted(set(self.allowed_protocols) - {"fast", "grpc", "netrpc"})
         if unknown or not self.allowed_protocols:
@@ -276,6 +277,14 @@ class ClientConfig:
         if self.grpc_broker_multiplex and not over_grpc:
             raise ConfigError("grpc_broker_multiplex is for plugins over gRPC: allow it (transport=, allowed_protocols=)")
         _known_curve(self.mtls_curve)
+
+    def _check_memory(self) -> None:
+        if self.arena is not None and not hasattr(self.arena, "memory"):
+            raise ConfigError(f"arena takes a fastplug.Arena, got {type(self.arena).__qualname__}")
+        if self.arena_limit_bytes is not None:
+            _positive("arena_limit_bytes", self.arena_limit_bytes)
+            if self.arena is not None:
+                raise ConfigError("arena and arena_limit_bytes were both given; an Arena has a limit of its own: Arena(limit_bytes=...)")
 
     def _check_how(self) -> None:
         """To start or to attach. The texts are go-plugin's where it has some."""

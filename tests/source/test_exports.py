@@ -23,6 +23,7 @@ KEPT_INSIDE: dict[str, dict[str, str]] = {
     "fastplug.life": dict.fromkeys(("REAP_TIMEOUT_S", "PluginLife", "live"), "the base of Client, and what it registers with"),
     "fastplug.process.runner": {"can_detach": "asked by clients; a runner says it by having detach()"},
     "fastplug.secure": {"digest_of": "reads what users write into a SecureConfig"},
+    "fastplug.shm.arena": {"numpy_in": "behind Arena.numpy and Client.arena, which users call"},
     "fastplug.deadlines": dict.fromkeys(("UNTIL_NS", "remaining_s"), "read by protocols; users set a deadline"),
 }
 

@@ -18,7 +18,7 @@ from fastplug.deadlines import deadline
 from fastplug.errors import ArenaExhausted, CopyRequired, DeadlineExceeded, RemoteError
 from fastplug.interfaces import interface, interface_of
 from fastplug.shm import _ndarray
-from fastplug.shm._arena import lease_counts
+from fastplug.shm._arena import SCARCE_LOOKS, lease_counts
 
 Array = npt.NDArray[np.float64]
 MAX_ITEMS = 40_000  # 320 KB: several size classes, and a few arrays fill a segment
@@ -299,14 +299,42 @@ def test_what_is_named_in_a_message_is_not_reused_for_its_next_array() -> None:
 
 def test_the_limit_is_an_error_that_names_the_oldest_leases() -> None:
     with Pair(limit_bytes=1 << 20, first_bytes=1 << 20) as pair:
-        for key in range(2):
-            pair.call.keep(key, values(BIG, key))
+        pair.call.keep(0, values(BIG, 0))
+        mine: Array = _ndarray.empty(pair.host.arena, BIG, np.float64)
         with pytest.raises(ArenaExhausted, match=r"oldest: \d+ bytes lent to plugin 1 allocations ago.*arena_limit_bytes"):
             pair.call.keep(2, values(BIG, 2))
-        assert pair.host.ledger.lent == 2
+        assert pair.host.ledger.lent == 1
+        assert pair.host.arena.stats()["oldest_lent"] == {"peers": ["plugin"], "bytes": 458752, "allocations_ago": 1}
         pair.call.drop(0)
         pair.call.keep(3, values(BIG, 3))
-        assert np.array_equal(pair.implementation.kept[1], values(BIG, 1))
+        assert np.array_equal(pair.implementation.kept[3], values(BIG, 3))
+        del mine
+        pair.implementation.kept.clear()
+        pair.assert_nothing_out()
+
+
+def test_over_the_high_water_mark_what_is_kept_is_copied_by_who_keeps_it() -> None:
+    with Pair(limit_bytes=4 << 20, first_bytes=1 << 20) as pair:
+        for key in range(60):  # 24 MB in all
+            pair.call.keep(key, values(BIG, key))
+        born: Array = _ndarray.empty(pair.host.arena, 20_000, np.float64)
+        born[:] = values(20_000, 99)
+        pair.call.keep(99, born)
+        stats = pair.host.arena.stats()
+        assert stats["scarce"]
+        assert stats["bytes"] <= 4 << 20
+        assert 3 <= pair.host.ledger.lent <= 8
+        assert pair.plugin.port.copies >= 50
+        for key in range(60):
+            assert np.array_equal(pair.implementation.kept[key], values(BIG, key))
+            assert not pair.implementation.kept[key].flags.writeable
+        assert np.array_equal(pair.implementation.kept[99], born)
+        del born
+        pair.implementation.kept.clear()
+        pair.call.keep(0, values(BIG, 1))
+        for _ in range(SCARCE_LOOKS):
+            pair.call.echo([values(1000, 1)])
+        assert not pair.host.arena.scarce
         pair.implementation.kept.clear()
         pair.assert_nothing_out()
 
@@ -360,7 +388,10 @@ def test_when_all_slots_are_in_use_nothing_more_is_lent() -> None:
         for key in range(512):
             pair.call.keep(key, values(200, key))
         with pytest.raises(ArenaExhausted, match="512 leases"):
-            pair.call.keep(512, values(200, 512))
+            pair.call.keep(512, values(1000, 512))
+        copies = pair.host.port.copies
+        pair.call.keep(511, values(200, 511))  # what the ring takes goes inside the message
+        assert pair.host.port.copies == copies + 1
         pair.call.keep(513, values(2, 513))
         for key in range(512):
             assert np.array_equal(pair.implementation.kept[key], values(200, key))

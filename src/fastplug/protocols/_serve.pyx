@@ -62,12 +62,16 @@ cdef class Server:
         _serving.port = self.arena_port
         CALLS.current = self.current_context
         self.thread = PyThread_get_thread_ident()
+        if self.arena_port is not None:
+            self.arena_port.begin_serving()
         try:
             while self.link.receive(&header, self.dec, 0):
                 self._handle(&header)
         except EOFError:
             return
         finally:
+            if self.arena_port is not None:
+                self.arena_port.end_serving()
             _serving.port = None
             CALLS.current = None
 

@@ -22,6 +22,9 @@ from fastplug.errors import ArenaExhausted
 from fastplug.shm._segment import MAX_SEGMENT_BYTES
 from fastplug.shm._segment import Segment as SegmentType
 
+cdef extern from "_atomics.h" nogil:
+    enum: FP_DEBUG
+
 _log = logging.getLogger("fastplug.arena")
 
 # An arena starts with one segment of this size, made before the first call.
@@ -380,7 +383,7 @@ cdef class Arena(Owner):
                 self.disowned.discard(segment_id)
                 self._retire(segment_id)
 
-    def disown(self, segment: Segment) -> None:
+    def disown(self, segment: Segment | None) -> None:
         """Another process's segment goes: its owner gives it up or is gone. What was lent on of it stays until it comes back."""
         segment_id = self.foreign_ids.get(id(segment))
         if segment_id is not None:
@@ -388,6 +391,11 @@ cdef class Arena(Owner):
             self._settle_forwarded()
 
     # -- faces
+
+    @property
+    def watches(self) -> bool:
+        """A debug build: what is lent is looked at now and then."""
+        return FP_DEBUG != 0
 
     def check_lent(self) -> None:
         """Debug builds: raises LocalProtocolError when a block was overwritten while it was lent."""

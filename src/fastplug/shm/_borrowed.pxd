@@ -17,6 +17,8 @@ cdef class Borrowed:
     cdef object fetch                   # callable(segment_id, start, end) -> private Segment, or None: what a lost segment has there
     cdef dict lost                      # id -> bytes, of segments that were announced and could not be mapped
     cdef uint64_t taken                 # leases ever taken
+    cdef public object lent_on          # the Arena whose peers may see this one's memory too, or None
+    cdef public uint64_t private_copies     # of arrays whose private view was asked for and could not be had
     cdef int find(self, Lease lease, uint64_t segment_id) except -1
     cdef Segment table_of(self, uint64_t* slot)         # slot becomes the index in that table
     cdef int give_back(self, uint64_t slot) except -1

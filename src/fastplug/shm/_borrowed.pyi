@@ -3,6 +3,7 @@ from typing import Final
 
 from typing_extensions import disjoint_base
 
+from fastplug.shm._arena import Arena
 from fastplug.shm._segment import Segment
 
 MAX_SEGMENTS: Final[int]
@@ -11,6 +12,8 @@ TABLE_SLOTS: Final[int]
 
 @disjoint_base
 class Borrowed:
+    lent_on: Arena | None
+    private_copies: int
     @property
     def peer(self) -> str: ...
     def __init__(
@@ -26,6 +29,8 @@ class Borrowed:
     @property
     def lost_segments(self) -> frozenset[int]: ...
     def drop_segment(self, segment_id: int) -> bool: ...
+    def mapped(self) -> dict[int, Segment]: ...
+    def stats(self) -> dict[str, int]: ...
     def close(self) -> None: ...
 
 @disjoint_base

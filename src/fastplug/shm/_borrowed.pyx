@@ -12,6 +12,7 @@ from fastplug.shm._segment import Segment as SegmentType
 
 cdef extern from "_atomics.h" nogil:
     void fp_give_back(uint64_t*)
+    uint64_t fp_load_returned(const uint64_t*)
     int fp_fork_init()
     uint32_t fp_mark()
     int fp_is_home(uint32_t)
@@ -100,6 +101,24 @@ cdef class Borrowed:
             return False
         self.segments[segment_id] = None
         return True
+
+    def mapped(self) -> dict:
+        """Segment by id, of those that are mapped."""
+        return {segment_id: segment for segment_id, segment in enumerate(self.segments) if segment is not None}
+
+    def stats(self) -> dict:
+        """What this process has of the peer: segments, leases, segments that cannot be mapped, private views that had to be copies."""
+        cdef uint64_t returned = 0, slot
+        cdef Segment table
+        for _, count, table in self.tables:
+            for slot in range(count):
+                returned += fp_load_returned(<const uint64_t*>table.base + slot)
+        return {
+            "segments": len(self.mapped()),
+            "leases": self.taken - returned,
+            "lost_segments": len(self.lost),
+            "private_copies": self.private_copies,
+        }
 
     def close(self) -> None:
         """The peer is gone: what no array uses is unmapped. Leases keep what they need."""

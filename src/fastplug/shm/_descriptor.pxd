@@ -7,6 +7,7 @@ cdef enum:
     FORM_INLINE = 0
     FORM_LENT = 1
     FORM_HOME = 2
+    FORM_PASSED = 3             # as LENT, and the receiver copies it and gives it back at once
     ORDER_C = 0
     ORDER_FORTRAN = 1
     ORDER_STRIDED = 2

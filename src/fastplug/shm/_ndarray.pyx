@@ -15,9 +15,11 @@ from libc.string cimport memcpy
 from fastplug._wire cimport Codec, Decoder, Encoder, skip_array_data, skip_array_head
 from fastplug.shm._arena cimport Arena, Block, Loan, OwnLease, own_lease
 from fastplug.shm._borrowed cimport Lease
-from fastplug.shm._descriptor cimport FORM_HOME, FORM_INLINE, FORM_LENT, MAX_NDIM, ORDER_C, ORDER_FORTRAN, ORDER_STRIDED, Place, extent
+from fastplug.shm._descriptor cimport FORM_HOME, FORM_INLINE, FORM_LENT, FORM_PASSED, MAX_NDIM, ORDER_C, ORDER_FORTRAN, ORDER_STRIDED, Place, extent
+from fastplug.shm._loans cimport borrowers_of as borrowers
 from fastplug.shm._ndarray_dtype cimport Declared, declared, fitting, is_number, text_for
 from fastplug.shm._ndarray_layout cimport Described, Description, copy_to, order_of, put_head, read_description, view_of
+from fastplug.shm._ndarray_memory cimport exclusive_in, owner_of
 from fastplug.shm._port cimport ArenaPort
 from fastplug.shm._segment cimport Segment
 
@@ -31,31 +33,11 @@ cnp.import_array()
 
 cdef extern from "numpy/arrayobject.h":
     PyObject* PyArray_BASE(cnp.ndarray)
+    enum: NPY_ARRAY_WRITEABLE
 
 # Below this an array travels inline: two copies of so little cost less than a lease.
 INLINE_BYTES = 1024
 cdef Py_ssize_t _INLINE_BYTES = INLINE_BYTES
-# How many steps from a view to its owner are followed: numpy collapses chains of views, so real ones have two or three.
-cdef int _BASES_MAX = 16
-
-
-cdef object _owner(cnp.ndarray array):
-    """The lease under a view: OwnLease, Lease or None."""
-    cdef object base = array
-    cdef PyObject* found
-    for _ in range(_BASES_MAX):
-        if type(base) is OwnLease or type(base) is Lease:
-            return base
-        if isinstance(base, cnp.ndarray):
-            found = PyArray_BASE(base)
-            if found == NULL:
-                return None
-            base = <object>found
-        elif type(base) is memoryview:
-            base = base.obj
-        else:
-            return None
-    return None
 
 
 cdef OwnLease _lease_at(Arena arena, const unsigned char* data):
@@ -112,39 +94,67 @@ cdef class ArenaArrays(Described):
             )
         return 0
 
+    cdef int offer(self, PyObject* result) except -1:
+        self.port.exclusive = exclusive_in(result)
+        return 0
+
     cdef bint _put_reference(self, Encoder enc, cnp.ndarray array, bytes text) except -1:
         """An array over memory that the peer can see already."""
-        cdef object owner = _owner(array)
-        cdef Lease lease
+        cdef object owner = owner_of(array)
         cdef Block block
         cdef Place place
         cdef int64_t low, high, at
-        cdef int order = order_of(array)
+        cdef bint fits
         if owner is None and PyArray_BASE(array) != NULL:
             owner = _lease_at(self.port.arena, <const unsigned char*>cnp.PyArray_DATA(array))
         if owner is None or not extent(cnp.PyArray_NDIM(array), <const intptr_t*>cnp.PyArray_DIMS(array), <const intptr_t*>cnp.PyArray_STRIDES(array), cnp.PyArray_ITEMSIZE(array), &low, &high):
             return False
-        if type(owner) is OwnLease:
-            block = (<OwnLease>owner).block
-            at = <int64_t>(<uint64_t>cnp.PyArray_DATA(array) - <uint64_t>block.segment.base)
-            if block.arena is not self.port.arena or at + low < <int64_t>block.offset or at + high > <int64_t>(block.offset + block.bytes):
-                return False
-            if not self.port.lend(block, &place.slot):
-                return False
-            place.segment = block.segment_id
-            place.offset = at
-            put_head(enc, array, text, FORM_LENT, order)
-        else:
-            lease = owner
-            at = <int64_t>(<uint64_t>cnp.PyArray_DATA(array) - <uint64_t>lease.base)
-            if lease.owner is not self.port.borrowed or at + low < 0 or at + high > <int64_t>lease.bytes:
-                return False
-            self.port.lane.hold(lease)
-            self.port.named += 1
-            place.segment = lease.segment_id
-            place.slot = lease.slot
-            place.offset = at
-            put_head(enc, array, text, FORM_HOME, order)
+        if type(owner) is OwnLease and (<OwnLease>owner).block.foreign is not None:
+            owner = (<OwnLease>owner).block.foreign     # lent on, and come back
+        if type(owner) is Lease and (<Lease>owner).owner is self.port.borrowed:
+            return self._put_home(enc, array, text, owner, low, high)
+        block = self._lendable(array, owner)
+        if block is None:
+            return False
+        at = <int64_t>(<uint64_t>cnp.PyArray_DATA(array) - <uint64_t>block.segment.base)
+        fits = at + low >= <int64_t>block.offset and at + high <= <int64_t>(block.offset + block.bytes) and self.port.lend(block, &place.slot)
+        if block.foreign is not None:
+            self.port.arena.let_go(block)       # forward() took a lease for us
+        if not fits:
+            return False
+        place.segment = block.segment_id
+        place.offset = at
+        put_head(enc, array, text, FORM_PASSED if self.port.arena.scarce else FORM_LENT, order_of(array))
+        memcpy(enc.take(sizeof(Place)), &place, sizeof(Place))
+        return True
+
+    cdef Block _lendable(self, cnp.ndarray array, object owner):
+        """The block of our arena that the array lies in, when the peer may read it there."""
+        cdef Block block
+        if type(owner) is Lease:        # another plugin's
+            if (<Lease>owner).owner.lent_on is not self.port.arena or (<Lease>owner).segment.fd < 0:
+                return None
+            return self.port.arena.forward(owner, (<Lease>owner).segment)
+        block = (<OwnLease>owner).block if type(owner) is OwnLease else owner
+        if block.arena is not self.port.arena:
+            return None
+        # Who keeps an ordinary array may change it later: without a copy it goes only when nobody does.
+        if block.implicit and (self.port.exclusive is None or <uint64_t><PyObject*>array not in self.port.exclusive):
+            return None
+        return block
+
+    cdef bint _put_home(self, Encoder enc, cnp.ndarray array, bytes text, Lease lease, int64_t low, int64_t high) except -1:
+        """An array over memory of the peer's own."""
+        cdef Place place
+        cdef int64_t at = <int64_t>(<uint64_t>cnp.PyArray_DATA(array) - <uint64_t>lease.base)
+        if at + low < 0 or at + high > <int64_t>lease.bytes:
+            return False
+        self.port.lane.hold(lease)
+        self.port.named += 1
+        place.segment = lease.segment_id
+        place.slot = lease.slot
+        place.offset = at
+        put_head(enc, array, text, FORM_HOME, order_of(array))
         memcpy(enc.take(sizeof(Place)), &place, sizeof(Place))
         return True
 
@@ -161,10 +171,12 @@ cdef class ArenaArrays(Described):
             self.port.arena.let_go(block)
             raise
         if not self.port.lend_taken(block, &place.slot):
+            if n <= <size_t>self.port.lane.inline_limit:
+                return self.put_inline(enc, array, text)        # what is left when the peer holds all leases that it has room for
             raise ArenaExhausted(f"{self.port.ledger.peer} holds all {self.port.ledger.slots} leases that it has room for; let it drop arrays")
         place.segment = block.segment_id
         place.offset = block.offset
-        put_head(enc, array, text, FORM_LENT, ORDER_FORTRAN if order == ORDER_FORTRAN else ORDER_C)
+        put_head(enc, array, text, FORM_PASSED if self.port.arena.scarce else FORM_LENT, ORDER_FORTRAN if order == ORDER_FORTRAN else ORDER_C)
         memcpy(enc.take(sizeof(Place)), &place, sizeof(Place))
         return 0
 
@@ -177,9 +189,11 @@ cdef class ArenaArrays(Described):
             self.port.copied_bytes += it.nbytes
             return self.get_inline(dec)
         memcpy(&place, dec.need(sizeof(Place)), sizeof(Place))
+        if it.head.form == FORM_HOME:
+            return self._home(it, &place)
         if it.head.form == FORM_LENT:
             return self._borrowed(it, &place)
-        return self._home(it, &place)
+        return self._passed(it, &place)
 
     cdef object _borrowed(self, Description it, Place* place):
         cdef Lease lease = self.port.borrowed.lease(place.segment, place.slot)
@@ -189,6 +203,14 @@ cdef class ArenaArrays(Described):
             self.port.copied_bytes += it.nbytes
         return view_of(it.descr, it.head.ndim, it.shape, it.strides if it.head.order == ORDER_STRIDED else NULL,
                      lease.base + place.offset, it.head.order, lease, False)
+
+    cdef object _passed(self, Description it, Place* place):
+        """The sender is short of memory: a copy of our own, and the block goes back at once."""
+        cdef cnp.ndarray own = np.array(self._borrowed(it, place), copy=True, order="K")
+        cnp.PyArray_CLEARFLAGS(own, NPY_ARRAY_WRITEABLE)
+        self.port.copies += 1
+        self.port.copied_bytes += it.nbytes
+        return own
 
     cdef object _home(self, Description it, Place* place):
         cdef Loan loan = self.port.ledger.at(place.slot)
@@ -205,7 +227,7 @@ cdef class ArenaArrays(Described):
         if form == FORM_INLINE:
             return skip_array_data(dec)
         memcpy(&place, dec.need(sizeof(Place)), sizeof(Place))
-        if form == FORM_LENT:
+        if form == FORM_LENT or form == FORM_PASSED:
             self.port.borrowed.give_back(place.slot)
         return 0
 
@@ -254,24 +276,21 @@ def empty(arena, shape, dtype) -> np.ndarray:
     return view_of(descr, len(shape), dims, NULL, block.segment.base + block.offset, ORDER_C, lease, True)
 
 
+cdef Block _own_block(object array):
+    """The block of an own arena under an array; None elsewhere."""
+    cdef object owner = owner_of(array)
+    if type(owner) is OwnLease:
+        return (<OwnLease>owner).block
+    return owner if type(owner) is Block else None
+
+
 def readers_of(array) -> int:
     """Who else uses the block under an array made with ``empty``: loans that are out plus other local leases. Blocks.__next__ waits for 0."""
-    cdef object owner = _owner(array)
-    cdef Block block
-    cdef Loan loan
-    if type(owner) is not OwnLease:
-        return 0
-    block = (<OwnLease>owner).block
-    count = block.local - 1
-    for loan in block.loans:
-        if loan.out():
-            count += 1
-    return count
+    cdef Block block = _own_block(array)
+    return block.local - 1 + len(borrowers(block)) if block is not None else 0
 
 
 def borrowers_of(array) -> list:
     """Names of the peers that hold the block under an array."""
-    cdef object owner = _owner(array)
-    if type(owner) is not OwnLease:
-        return []
-    return [(<Loan>loan).ledger.peer for loan in (<OwnLease>owner).block.loans if (<Loan>loan).out()]
+    cdef Block block = _own_block(array)
+    return borrowers(block) if block is not None else []

@@ -17,6 +17,9 @@ cdef class ArenaPort(ArrayPort):
     cdef readonly bint strict           # CopyRequired instead of a copy
     cdef ArrayPort arrays               # _ndarray.ArenaArrays
     cdef ArrayPort _arrays(self)
+    cdef set exclusive                  # ids of the arrays in the result that is being encoded that end with it; None: of none it is known
+    cdef bint serving                   # handlers run on this port's thread, and numpy allocates their arrays in the arena
+    cdef object numpy_before            # what numpy allocated with before
     cdef list lending                   # Loans named by the payload that is being encoded
     cdef list committed                 # Loans of the last commit
     cdef int lend(self, Block block, uint32_t* slot) except -1

@@ -1,5 +1,8 @@
 """One connection's way through shared memory: what it lends, what it borrows, and payloads that are too long for the ring."""
 
+import sys
+
+from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -39,12 +42,33 @@ cdef class ArenaPort(ArrayPort):
         """Breaks the circle with what knows numpy, so that memory goes at once and not with the next garbage collection."""
         self.arrays = None
 
+    def begin_serving(self) -> None:
+        """Handlers run on this thread from now on: numpy allocates their large arrays in the arena, as soon as there is a numpy."""
+        self.serving = True
+        if "numpy" in sys.modules:
+            self._arrays()
+
+    def end_serving(self) -> None:
+        """On the same thread, in the same context."""
+        before, self.numpy_before, self.serving = self.numpy_before, None, False
+        if before is not None:
+            from fastplug.shm._ndarray_memory import restore
+
+            restore(before)
+
     cdef ArrayPort _arrays(self):
         if self.arrays is None:
             from fastplug.shm._ndarray import ArenaArrays
 
             self.arrays = ArenaArrays(self)
+            if self.serving:
+                from fastplug.shm._ndarray_memory import allocate_from
+
+                self.numpy_before = allocate_from(self.arena, True)
         return self.arrays
+
+    cdef int offer(self, PyObject* result) except -1:
+        return self.arrays.offer(result) if self.arrays is not None else 0
 
     cdef int put(self, Encoder enc, object array, Codec codec) except -1:
         return self._arrays().put(enc, array, codec)
@@ -92,6 +116,7 @@ cdef class ArenaPort(ArrayPort):
                 self.arena.let_go(loan.block)
             self.committed, self.lending = self.lending, self.committed
             self.named = 0
+            self.exclusive = None
             if FP_DEBUG:
                 fp_point("blocks lent, not published")
         return 0
@@ -102,6 +127,7 @@ cdef class ArenaPort(ArrayPort):
             self.arena.let_go(loan.block)
         self.lending.clear()
         self.named = 0
+        self.exclusive = None
         self.lane.forget_unsent()
         return 0
 

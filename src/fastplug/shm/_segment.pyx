@@ -9,7 +9,7 @@ import os
 import stat
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, errno as c_errno
+from libc.errno cimport EINTR, ENOMEM, errno as c_errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 from posix.unistd cimport close, ftruncate
@@ -51,6 +51,51 @@ ALLOCATION_TRIES = 1000
 
 # Descriptors of peers' segments that one process keeps for private views: a quarter of the usual limit of 1024. Further ones are closed.
 KEPT_DESCRIPTORS = 256
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <stdint.h>
+    #include <stdlib.h>
+    #include <sys/mman.h>
+
+    /* Own segments. A forked child has them mapped as its parent has; what it writes to an array of its parent must stay its own, as it does
+       with any other array. So each mapping is replaced by a private one of the same file, at the same place. In C, because the fork may be
+       made in C, too; only mmap is called, which is safe there. The GIL guards the list. */
+    typedef struct fp_own { void* base; size_t bytes; int fd; struct fp_own* next; } fp_own;
+    static fp_own* fp_owned;
+
+    static void fp_owned_in_child(void) {
+        for (fp_own* own = fp_owned; own; own = own->next)
+            if (own->fd >= 0)
+                mmap(own->base, own->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, own->fd, 0);
+    }
+
+    static int fp_own_add(void* base, size_t bytes, int fd) {
+        static int registered;
+        fp_own* own = malloc(sizeof(fp_own));
+        if (!own || (!registered && pthread_atfork(NULL, NULL, fp_owned_in_child))) {
+            free(own);
+            return -1;
+        }
+        registered = 1;
+        *own = (fp_own){base, bytes, fd, fp_owned};
+        __atomic_store_n(&fp_owned, own, __ATOMIC_RELEASE);
+        return 0;
+    }
+
+    static void fp_own_remove(void* base) {
+        for (fp_own** at = &fp_owned; *at; at = &(*at)->next)
+            if ((*at)->base == base) {
+                fp_own* own = *at;
+                *at = own->next;
+                free(own);
+                return;
+            }
+    }
+    """
+    int fp_own_add(void*, size_t, int)
+    void fp_own_remove(void*)
 
 cdef Py_ssize_t _kept = 0
 cdef Py_ssize_t _live = 0          # a C variable: at interpreter exit a Python one may be gone before the last segment
@@ -109,6 +154,8 @@ cdef class Segment:
         segment.bytes = size
         segment.writable = True
         _live += 1
+        if fp_own_add(base, size, fd):
+            raise _no_memory("pthread_atfork", ENOMEM, bytes)
         with nogil:
             madvise(base, size, MADV_POPULATE_WRITE)        # EINVAL before Linux 5.14: then the first pass faults
         if fcntl(fd, F_ADD_SEALS, FP_SEALS) != 0:
@@ -177,6 +224,8 @@ cdef class Segment:
         if self.counted:
             _kept -= 1
         if self.base != NULL:
+            if self.writable:
+                fp_own_remove(self.base)
             munmap(self.base, self.bytes)
             self.base = NULL
             _live -= 1

@@ -18,6 +18,7 @@ from fastplug.protocols.fast.cancel import Cancels
 from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello, close_all
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.offering import dispensed, offered
+from fastplug.shm.arena import numpy_in
 from fastplug.shm.watcher import wake_until_awake, watcher
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class FastClient:
                     self._control,
                     self._context.name,
                     limit_bytes=config.arena_limit_bytes,
+                    shared=config.arena.memory() if config.arena is not None else None,
                     strict=config.strict_zero_copy,
                     slice_ns=SLICE_NS,
                 )
@@ -212,6 +214,12 @@ class FastClient:
         from fastplug.shm import _ndarray
 
         return _ndarray.empty(self._memory.arena, shape, dtype)
+
+    def arena(self) -> contextlib.AbstractContextManager[None]:
+        """Numpy's own arrays are born in shared memory, within the block; only over shm. Raises Closed."""
+        self._caller.check_usable()
+        assert self._memory is not None
+        return numpy_in(self._memory.arena)
 
     def blocks(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike, count: int, timeout_s: float) -> Any:
         """A ring of arrays, see ``shm.blocks``."""

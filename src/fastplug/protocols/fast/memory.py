@@ -66,14 +66,18 @@ class SharedMemory:
         control: where descriptors go and come.
         peer: name for error texts.
         limit_bytes: of our arena; None takes half of what the machine allows.
+        shared: an arena that other connections lend from, too, instead of an own one.
         strict: CopyRequired instead of copies.
         slice_ns: longest sleep of a waiter.
     """
 
-    def __init__(self, control: Control, peer: str, *, limit_bytes: int | None, strict: bool, slice_ns: int) -> None:
+    def __init__(
+        self, control: Control, peer: str, *, limit_bytes: int | None, strict: bool, slice_ns: int, shared: Arena | None = None
+    ) -> None:
         self.control = control
         self.peer = peer
-        self.arena = Arena(budget_bytes() if limit_bytes is None else limit_bytes, ahead=True)
+        self.arena = shared or Arena(budget_bytes() if limit_bytes is None else limit_bytes, ahead=True)
+        self._shared = shared is not None
         self._strict = strict
         self._slice_ns = slice_ns
         self._lane_segment: Segment | None = _lane.create_segment()
@@ -108,6 +112,7 @@ class SharedMemory:
         self.ledger.add_table(table, _count(body, "table", 1 << 20))
         self.ledger.mark_announced(0)
         self.borrowed.add_segment(0, first)
+        self.borrowed.lent_on = self.arena if self._shared else None
         self.port = ArenaPort(self.arena, self.ledger, self.borrowed, self.lane, self._strict)
 
     def _announce(self, segment_id: int, segment: Segment | None) -> None:
@@ -227,6 +232,8 @@ class SharedMemory:
 
     def _on_retire(self, body: Body, fds: list[int]) -> None:
         segment_id = _count(body, "segment", 1 << 31)
+        if self._shared:
+            self.arena.disown(self.borrowed.mapped().get(segment_id))
         self.borrowed.drop_segment(segment_id)
         self.control.send(Message.RETIRED, {"segment": segment_id})
 
@@ -265,15 +272,20 @@ class SharedMemory:
             self.ledger.close()
         if self.port is not None:
             self.port.close()
+        mapped = self.borrowed.mapped() if self._shared else {}
         self.borrowed.close()
-        self.arena.close()
+        for segment in mapped.values():
+            with contextlib.suppress(PluginError):  # another peer that is told of it may be gone, too
+                self.arena.disown(segment)
+        if not self._shared:
+            self.arena.close()
         self.ledger = self.port = self.lane = self._lane_segment = None
         self._tables = []
 
     def stats(self) -> dict[str, Any]:
         """Memory at this moment."""
         lane = self.lane
-        found: dict[str, Any] = {"arena": self.arena.stats()}
+        found: dict[str, Any] = {"arena": self.arena.stats(), "borrowed": self.borrowed.stats()}
         if lane is not None:
             found |= {"spins": lane.spins, "sleeps": lane.sleeps}
         if self.ledger is not None:
