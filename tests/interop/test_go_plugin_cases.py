@@ -230,3 +230,21 @@ def test_skip_host_env(skip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with launched(f"test-skip-host-env-{str(skip).lower()}", inherit_env=not skip) as launch:
         assert launch.runner.wait(WATCHDOG_S)
         assert launch.runner.returncode == 0
+
+
+def test_grpc_tls_and_mtls() -> None:
+    """test-grpc-tls has certificates of its own; test-mtls answers a host's one-time certificate, with version 2."""
+    with started("test-grpc-tls", tls=tls_of_its_tests()) as client:
+        assert client.service("grpctest.Test").Double(Input=21).Output == 42
+    with pytest.raises(fastplug.TlsRefused):
+        started("test-grpc-tls", auto_mtls=True)  # it answers without a certificate
+    with started("test-mtls", versioned_plugins={2: {}}, auto_mtls=True) as client:
+        assert (client.negotiated_version, client.service("grpctest.Test").Double(Input=4).Output) == (2, 8)
+
+
+@pytest.mark.parametrize("case", ["mux-grpc-with-old-plugin", "mux-grpc-with-unsupported-plugin"])
+def test_a_plugin_that_cannot_multiplex(case: str) -> None:
+    with pytest.raises(
+        fastplug.UnsupportedProtocol, match="client requested gRPC broker multiplexing but plugin does not support the feature"
+    ):
+        started(case, grpc_broker_multiplex=True)
