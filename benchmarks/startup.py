@@ -1,8 +1,9 @@
-"""What is not a call: importing the library, opening a plugin, and learning that it was killed."""
+"""What is not a call: importing the library, opening a plugin, ending it, and learning that it was killed."""
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import statistics
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["import_time", "kill_to_exception", "open_to_first_result"]
+__all__ = ["import_time", "kill_to_exception", "open_to_first_result", "shutdown_to_exit"]
 
 REPEATS = 20
 RUN_TIMEOUT_S = 60  # a watchdog for one start of an interpreter
@@ -63,6 +64,37 @@ def open_to_first_result() -> dict[str, Any]:
                 samples.append((time.perf_counter() - start) * 1e3)
         assert total == x.sum()
     return spread(samples)
+
+
+def shutdown_to_exit() -> dict[str, Any]:
+    """From the request to stop (over gRPC: GRPCController.Shutdown) to the end of the process, which has imported numpy; in turn."""
+    import fastplug
+
+    from .bench_api import Bench
+    from .peers.ours import plugin_environment, plugin_target
+
+    kinds: dict[str, Any] = {
+        "shm": {"transport": "shm"},
+        "grpc": {"transport": "grpc"},
+        "grpc_mtls": {"transport": "grpc", "auto_mtls": True},
+    }
+    samples: dict[str, list[float]] = {name: [] for name in kinds}
+    x = np.arange(1000.0)
+    for turn in range(REPEATS + 1):
+        for name, options in kinds.items():
+            with fastplug.start(plugin_target(), env=plugin_environment(), **options) as client:
+                client.dispense(Bench).total(x)
+                assert client.pid is not None
+                pidfd = os.pidfd_open(client.pid)
+                poller = select.poll()
+                poller.register(pidfd, select.POLLIN)
+                start = time.perf_counter()
+                client._connected().request_stop()
+                assert poller.poll(RUN_TIMEOUT_S * 1000)
+                if turn:
+                    samples[name].append((time.perf_counter() - start) * 1e3)
+                os.close(pidfd)
+    return {name: spread(values) for name, values in samples.items()}
 
 
 def kill_to_exception() -> dict[str, Any]:

@@ -140,7 +140,7 @@ class Launch:
         try:
             if self.runner.vouches and self.control is not None and self.offer is not None:
                 self.control.send(vouch_message(self.offer))
-            if self.offer is None and (self.identity is not None or self.config.tls is not None or self.config.grpc_broker_multiplex):
+            if self.identity is not None or self.config.tls is not None or self.config.grpc_broker_multiplex:
                 self._hold = relay().hold()  # it starts while the plugin does
             self.runner.start()
             if self.config.managed:

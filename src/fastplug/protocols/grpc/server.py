@@ -14,6 +14,7 @@ from google.protobuf import descriptor_pool
 from fastplug.errors import RemoteProtocolError, RpcError
 from fastplug.interfaces import Interface, check_implementation
 from fastplug.net.listener import Listener, TcpListener, listen
+from fastplug.net.relay import relay
 from fastplug.plugin import GRPCPlugin
 from fastplug.protocol import PluginContext
 from fastplug.protocols.grpc.arrays import ArrayCopies
@@ -77,6 +78,7 @@ class GrpcServer:
         self._stopping = threading.Event()
         self._closed = False
         self._context, config = context, context.config
+        self._hold = relay().hold() if context.tls is not None else None  # it starts while grpc is imported
         engine = select(config.grpc_engine)
         self._server = engine.server(
             workers=PENDING_CALLS_MAX + INTERNAL_WORKERS,
@@ -193,6 +195,8 @@ class GrpcServer:
         self._services.end()
         self._broker.close()
         self._server.stop(STOP_GRACE_S).wait()  # bounded by the grace
+        if self._hold is not None:
+            self._hold.release()
         if self._mux is not None:
             self._mux.close()
         self._acceptor.join(JOIN_TIMEOUT_S)
