@@ -52,6 +52,22 @@ def test_a_relay_is_killed(
         assert again.dispense(Faults).echo("x") == "x"
 
 
+def test_the_hosts_relay_is_killed_under_auto_mtls(
+    start: Callable[..., fastplug.Client], fault_row: Callable[..., None], running: Callable[..., Running[Any]], gate: Gate
+) -> None:
+    """The plugin lives on, and takes other connections; this host has lost the one that it had."""
+    faults = start("grpc", auto_mtls=True).dispense(Faults)
+    waiting = running(faults.gate, gate.path, "late")
+    gate.wait_entered()
+    pid = relay().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    error = waiting.error()
+    gate.open()
+    assert isinstance(error, fastplug.Closed)
+    fault_row("the relay process of the host is killed in a call (auto_mtls)", error, do="End the plugin (kill()) and start it again.")
+
+
 def test_a_plugin_that_cannot_multiplex_is_refused(fault_row: Callable[..., None]) -> None:
     """Such as any before go-plugin 1.6: its line has six fields."""
     old = ["sh", "-c", "echo '1|1|unix|/tmp/x|grpc|'; sleep 60"]

@@ -30,7 +30,7 @@ from fastplug.shm.watcher import watcher
 if TYPE_CHECKING:
     from fastplug.config import Tls
 
-__all__ = ["Hold", "Joint", "MuxSession", "Relay", "RelayedFuture", "relay"]
+__all__ = ["ENDED", "Hold", "Joint", "MuxSession", "Relay", "RelayedFuture", "relay"]
 
 _log = logging.getLogger("fastplug.relay")
 
@@ -42,7 +42,7 @@ EXIT_TIMEOUT_S = 2.0
 REASON_TIMEOUT_S = 1.0
 
 _MAIN = Path(__file__).with_name("relay_main.py")
-_ENDED = "the relay process, which does TLS and yamux for this process, ended"
+ENDED = "the relay process, which does TLS and yamux for this process, ended"
 
 
 class Joint:
@@ -265,7 +265,7 @@ class Relay:
                     raise
                 if not sent:
                     del self._live[number]
-                    raise StartError(f"{_ENDED} or hangs; try again")
+                    raise StartError(f"{ENDED} or hangs; try again")
                 return made
         finally:
             for one in passed:
@@ -387,7 +387,7 @@ class Relay:
             live, self._live = self._live, {}
             pings, self._pings = self._pings, {}
         for one in live.values():
-            one.said({"say": "closed", "reason": _ENDED, "refused": False})
+            one.said({"say": "closed", "reason": ENDED, "refused": False})
         for answer in pings.values():
             answer.set_result(None)
         self._stop()

@@ -25,6 +25,7 @@ from fastplug.errors import (
     seen_by_handler,
 )
 from fastplug.interfaces import Interface
+from fastplug.net.relay import ENDED
 from fastplug.process.stacks import process_state
 from fastplug.protocol import HostContext
 from fastplug.protocols.grpc.arrays import ArrayCopies
@@ -226,6 +227,10 @@ class GrpcClient:
         if reason.startswith("TLS"):
             return TlsRefused(f"plugin {self._context.name!r}: {reason}")
         error = self._context.lost(method)
+        if isinstance(error, PluginDied) and error.returncode is None and reason.startswith(ENDED):
+            return Closed(
+                f"plugin {self._context.name!r} cannot be reached any more: {reason}. End the plugin (kill()) and start it again."
+            )
         if isinstance(error, PluginDied) and error.returncode is None and reason.endswith(WITHOUT_A_WORD):
             return TlsRefused(
                 f"plugin {self._context.name!r} closed the connection without a word, and runs on: it probably insists on TLS. "
