@@ -99,6 +99,15 @@ class PluginLife:
         return self._runner.id if self._runner is not None else ""
 
     @property
+    def returncode(self) -> int | None:
+        """Exit code of the plugin, negative for the signal that ended it; None while it runs, in-process, and for an attached plugin, whose
+        end only its parent is told."""
+        runner = self._runner
+        if self._released.is_set() or runner is None:
+            return self._ending[0]
+        return runner.returncode
+
+    @property
     def exited(self) -> bool:
         """Has the plugin ended (also by itself)?"""
         runner = self._runner
@@ -127,8 +136,8 @@ class PluginLife:
     def reattach_config(self) -> ReattachConfig | None:
         """How another process reaches this plugin while it runs; None before the start and after the end (go-plugin: ReattachConfig).
 
-        Raises: ConfigError when no other process can: the fast protocol runs over a socket that only this process has, and an
-        in-process plugin has no process.
+        Raises: ConfigError when no other process can: the fast protocol runs over a socket that only this process has, one-time
+        certificates let nobody else in, and an in-process plugin has no process.
         """
         line = self._line
         if self._state() is not State.CONNECTED:
