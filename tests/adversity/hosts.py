@@ -21,7 +21,8 @@ from tests.plugins.faults_api import Faults
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, **plugin_environment()}
+    """Without what grpcio itself says of a fork on stderr: these tests are about what a host says."""
+    return {**os.environ, **plugin_environment(), "GRPC_VERBOSITY": "NONE"}
 
 
 def source(code: str) -> list[str]:
