@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
+import pyarrow as pa  # pyright: ignore[reportMissingImports]  an extra
 
 from fastplug._wire_words import Unfit, got
 from fastplug.annotation import TypeNode, resolve

@@ -8,6 +8,7 @@ cdef enum:
     FORM_LENT = 1
     FORM_HOME = 2
     FORM_PASSED = 3             # as LENT, and the receiver copies it and gives it back at once
+    FORM_FILE = 4
     ORDER_C = 0
     ORDER_FORTRAN = 1
     ORDER_STRIDED = 2
@@ -22,6 +23,12 @@ cdef packed struct ArrayHead:
     uint8_t order
     uint8_t zero0
     uint8_t zero1
+
+# Of a file: behind it u32 n and n bytes, its path.
+cdef packed struct FilePlace:
+    uint64_t device
+    uint64_t inode
+    uint64_t offset             # of the first element in the file
 
 cdef struct Place:
     uint32_t segment

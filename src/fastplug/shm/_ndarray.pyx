@@ -1,21 +1,26 @@
 """Arrays in shared memory. With _ndarray_layout and _ndarray_dtype the only place with the numpy C-API; imported when a first array appears.
 
-docs/wire.md, "Arrays", is the layout. Three ways for an array to travel: INLINE (its bytes in the payload), LENT (it lies in a block of our arena,
-or is copied to one), HOME (it lies in a block that the peer lent us, and goes back as a reference).
+docs/wire.md, "Arrays", is the layout. Four ways for an array to travel: INLINE (its bytes in the payload), LENT (it lies in a block of our arena,
+or is copied to one), HOME (it lies in a block that the peer lent us, and goes back as a reference), FILE (it lies in a mapped file).
 """
+
+import mmap
 
 import numpy as np
 
 cimport numpy as cnp
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, intptr_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, intptr_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastplug._wire cimport Codec, Decoder, Encoder, skip_array_data, skip_array_head
+from fastplug._wire cimport Codec, Decoder, Encoder, length, skip_array_data, skip_array_head
 from fastplug.shm._arena cimport Arena, Block, Loan, OwnLease, own_lease
 from fastplug.shm._borrowed cimport Lease
-from fastplug.shm._descriptor cimport FORM_HOME, FORM_INLINE, FORM_LENT, FORM_PASSED, MAX_NDIM, ORDER_C, ORDER_FORTRAN, ORDER_STRIDED, Place, extent
+from fastplug.shm._descriptor cimport (
+    FORM_FILE, FORM_HOME, FORM_INLINE, FORM_LENT, FORM_PASSED, MAX_NDIM, ORDER_C, ORDER_FORTRAN, ORDER_STRIDED, FilePlace, Place, extent,
+)
 from fastplug.shm._loans cimport borrowers_of as borrowers
 from fastplug.shm._ndarray_dtype cimport Declared, declared, fitting, is_number, text_for
 from fastplug.shm._ndarray_layout cimport Described, Description, copy_to, order_of, put_head, read_description, view_of
@@ -25,6 +30,7 @@ from fastplug.shm._segment cimport Segment
 
 from fastplug import dtypes
 from fastplug.errors import ArenaExhausted, CopyRequired, RemoteProtocolError
+from fastplug.shm import files
 from fastplug.shm._ndarray_layout import InlineArrays
 
 __all__ = ["INLINE_BYTES", "ArenaArrays", "InlineArrays", "borrowers_of", "empty", "readers_of"]
@@ -38,6 +44,10 @@ cdef extern from "numpy/arrayobject.h":
 # Below this an array travels inline: two copies of so little cost less than a lease.
 INLINE_BYTES = 1024
 cdef Py_ssize_t _INLINE_BYTES = INLINE_BYTES
+
+
+cdef enum:
+    BASES_MAX = 16              # steps from a view to what keeps its memory; numpy collapses chains of views
 
 
 cdef OwnLease _lease_at(Arena arena, const unsigned char* data):
@@ -55,6 +65,23 @@ cdef OwnLease _lease_at(Arena arena, const unsigned char* data):
             block = one
             if block.offset <= offset < block.offset + block.bytes:
                 return own_lease(block) if block.local else None
+    return None
+
+
+cdef object _foreign_owner(cnp.ndarray array):
+    """What keeps a mapped file under an array: the mmap of a numpy.memmap, or a buffer of Arrow; else None."""
+    cdef object base = array
+    cdef PyObject* found
+    for _ in range(BASES_MAX):
+        if isinstance(base, cnp.ndarray):
+            found = PyArray_BASE(base)
+            if found == NULL:
+                return None
+            base = <object>found
+        elif type(base) is memoryview:
+            base = base.obj
+        else:
+            return base if isinstance(base, mmap.mmap) or type(base).__module__ == "pyarrow.lib" else None
     return None
 
 
@@ -77,7 +104,7 @@ cdef class ArenaArrays(Described):
             n = self.put_strings(enc, array, text)
         elif n < _INLINE_BYTES:
             self.put_inline(enc, array, text)
-        elif self._put_reference(enc, array, text):
+        elif self._put_reference(enc, array, text) or (self.port.names_files and PyArray_BASE(array) != NULL and self._put_file(enc, array, text)):
             return 0
         else:
             self._refuse_copy(n)
@@ -158,6 +185,49 @@ cdef class ArenaArrays(Described):
         memcpy(enc.take(sizeof(Place)), &place, sizeof(Place))
         return True
 
+    cdef bint _put_file(self, Encoder enc, cnp.ndarray array, bytes text) except -1:
+        """An array over a mapped file that the peer can map, too."""
+        cdef uint64_t data = <uint64_t>cnp.PyArray_DATA(array)
+        cdef int64_t low, high
+        cdef FilePlace place
+        cdef uint32_t n
+        cdef bytes path
+        if cnp.PyArray_NBYTES(array) < <Py_ssize_t>files.FILE_BYTES or not extent(cnp.PyArray_NDIM(array), <const intptr_t*>cnp.PyArray_DIMS(array), <const intptr_t*>cnp.PyArray_STRIDES(array), cnp.PyArray_ITEMSIZE(array), &low, &high):
+            return False
+        owner = _foreign_owner(array)
+        if owner is None:
+            return False
+        found = files.named(owner, data + low, data + high)
+        if found is None:
+            return False
+        place.device = found.device
+        place.inode = found.inode
+        place.offset = found.offset + (data - <uint64_t>found.address)
+        path = found.path
+        n = <uint32_t>len(path)
+        put_head(enc, array, text, FORM_FILE, order_of(array))
+        memcpy(enc.take(sizeof(FilePlace)), &place, sizeof(FilePlace))
+        memcpy(enc.take(4), &n, 4)
+        memcpy(enc.take(n), <const unsigned char*>path, n)
+        return True
+
+    cdef object _file(self, Decoder dec, Description it):
+        cdef FilePlace place
+        cdef Py_ssize_t n
+        cdef cnp.ndarray whole
+        cdef bytes path
+        memcpy(&place, dec.need(sizeof(FilePlace)), sizeof(FilePlace))
+        n = length(dec)
+        path = PyBytes_FromStringAndSize(<const char*>dec.need(n), n)
+        if not self.port.opens_files or n > <Py_ssize_t>files.PATH_BYTES_MAX or place.offset > <uint64_t>(INT64_MAX >> 2):
+            raise RemoteProtocolError("an array came by the name of a file, where none may be named")
+        if not it.nbytes:
+            raise RemoteProtocolError("an array without bytes came by the name of a file")
+        whole = np.frombuffer(files.mapped(place.device, place.inode, path, place.offset + it.high), np.uint8)
+        _inside(it, place.offset, 0, cnp.PyArray_NBYTES(whole))
+        return view_of(it.descr, it.head.ndim, it.shape, it.strides if it.head.order == ORDER_STRIDED else NULL,
+                       <unsigned char*>cnp.PyArray_DATA(whole) + place.offset, it.head.order, whole, False)
+
     cdef int _put_copy(self, Encoder enc, cnp.ndarray array, bytes text) except -1:
         """One copy, into a block of our arena."""
         cdef size_t n = cnp.PyArray_NBYTES(array)
@@ -188,6 +258,8 @@ cdef class ArenaArrays(Described):
             self.port.copies += 1
             self.port.copied_bytes += it.nbytes
             return self.get_inline(dec)
+        if it.head.form == FORM_FILE:
+            return self._file(dec, it)
         memcpy(&place, dec.need(sizeof(Place)), sizeof(Place))
         if it.head.form == FORM_HOME:
             return self._home(it, &place)
@@ -197,7 +269,7 @@ cdef class ArenaArrays(Described):
 
     cdef object _borrowed(self, Description it, Place* place):
         cdef Lease lease = self.port.borrowed.lease(place.segment, place.slot)
-        _inside(it, place, 0, lease.bytes)
+        _inside(it, place.offset, 0, lease.bytes)
         if it.nbytes and lease.reach(place.offset + it.low, place.offset + it.high):
             self.port.copies += 1
             self.port.copied_bytes += it.nbytes
@@ -217,7 +289,7 @@ cdef class ArenaArrays(Described):
         cdef Block block = loan.block
         if block.segment_id != place.segment:
             raise RemoteProtocolError(f"{self.port.ledger.peer} names slot {place.slot} in segment {place.segment}; it was lent from segment {block.segment_id}")
-        _inside(it, place, block.offset, block.offset + block.bytes)
+        _inside(it, place.offset, block.offset, block.offset + block.bytes)
         return view_of(it.descr, it.head.ndim, it.shape, it.strides if it.head.order == ORDER_STRIDED else NULL,
                      block.segment.base + place.offset, it.head.order, own_lease(block), False)
 
@@ -226,16 +298,20 @@ cdef class ArenaArrays(Described):
         cdef int form = skip_array_head(dec)
         if form == FORM_INLINE:
             return skip_array_data(dec)
+        if form == FORM_FILE:
+            dec.need(sizeof(FilePlace))
+            dec.need(length(dec))
+            return 0
         memcpy(&place, dec.need(sizeof(Place)), sizeof(Place))
         if form == FORM_LENT or form == FORM_PASSED:
             self.port.borrowed.give_back(place.slot)
         return 0
 
 
-cdef int _inside(Description it, Place* place, uint64_t start, uint64_t end) except -1:
+cdef int _inside(Description it, uint64_t offset, uint64_t start, uint64_t end) except -1:
     """Every byte that the array can touch lies in [start, end)."""
-    if place.offset > end or place.offset < start or <uint64_t>it.high > end - place.offset or <uint64_t>(-it.low) > place.offset - start:
-        raise RemoteProtocolError(f"an array at {place.offset}, from {it.low} to {it.high}, lies outside of its memory [{start}, {end})")
+    if offset > end or offset < start or <uint64_t>it.high > end - offset or <uint64_t>(-it.low) > offset - start:
+        raise RemoteProtocolError(f"an array at {offset}, from {it.low} to {it.high}, lies outside of its memory [{start}, {end})")
     return 0
 
 

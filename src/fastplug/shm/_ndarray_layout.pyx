@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 
 from fastplug._wire cimport ArrayPort, Codec, Decoder, Encoder, skip_array_data, skip_array_head
 from fastplug.shm._descriptor cimport (
-    FORM_INLINE, FORM_PASSED, KIND_TEXT, MAX_NDIM, ORDER_C, ORDER_FORTRAN, ORDER_STRIDED, TAG_ARRAY, ArrayHead, extent,
+    FORM_FILE, FORM_INLINE, KIND_TEXT, MAX_NDIM, ORDER_C, ORDER_FORTRAN, ORDER_STRIDED, TAG_ARRAY, ArrayHead, extent,
 )
 from fastplug.shm._ndarray_dtype cimport Declared, declared, dtype_of, fitting, is_number, text_for
 
@@ -110,7 +110,7 @@ cdef int read_description(Description it, Decoder dec, Codec codec) except -1:
     cdef bint empty = False
     memcpy(&it.head, dec.need(sizeof(ArrayHead)), sizeof(ArrayHead))
     ndim = it.head.ndim
-    if ndim > MAX_NDIM or ndim > NPY_MAXDIMS or it.head.form > FORM_PASSED or it.head.order > ORDER_STRIDED or it.head.zero0 or it.head.zero1:
+    if ndim > MAX_NDIM or ndim > NPY_MAXDIMS or it.head.form > FORM_FILE or it.head.order > ORDER_STRIDED or it.head.zero0 or it.head.zero1:
         raise RemoteProtocolError(f"an array descriptor has form {it.head.form}, order {it.head.order} and {ndim} dimensions")
     if it.head.order == ORDER_STRIDED and it.head.form == FORM_INLINE:
         raise RemoteProtocolError("an inline array came with strides")

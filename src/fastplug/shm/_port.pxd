@@ -15,6 +15,8 @@ cdef class ArenaPort(ArrayPort):
     cdef readonly Borrowed borrowed
     cdef readonly Lane lane
     cdef readonly bint strict           # CopyRequired instead of a copy
+    cdef public bint names_files        # arrays over mapped files go by name: the peer can open them
+    cdef public bint opens_files        # the peer may name files
     cdef ArrayPort arrays               # _ndarray.ArenaArrays
     cdef ArrayPort _arrays(self)
     cdef set exclusive                  # ids of the arrays in the result that is being encoded that end with it; None: of none it is known

@@ -8,6 +8,8 @@ from fastplug.shm._loans import Ledger
 
 @disjoint_base
 class ArenaPort(ArrayPort):
+    names_files: bool
+    opens_files: bool
     @property
     def arena(self) -> Arena: ...
     @property

@@ -18,6 +18,7 @@ from fastplug.protocols.fast.cancel import Cancels
 from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello, close_all
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.offering import dispensed, offered
+from fastplug.shm import files
 from fastplug.shm.arena import numpy_in
 from fastplug.shm.watcher import wake_until_awake, watcher
 
@@ -105,6 +106,7 @@ class FastClient:
         if self._memory is not None:
             assert self._memory.lane is not None
             assert self._memory.port is not None
+            self._memory.port.names_files = "files" in answer and answer["files"] == files.place()
             self._link = self._memory.lane
             self._caller = Caller(self._link, self._memory.port, self._lost)
         else:

@@ -17,6 +17,7 @@ from fastplug.protocols._serve import Server
 from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello, close_all
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.offering import announced, handlers
+from fastplug.shm import files
 from fastplug.shm.watcher import wake_until_awake, watcher
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ class FastServer:
             assert memory.lane is not None
             assert memory.port is not None
             more, own = memory.hello()
+            here = files.place()
+            if here is not None:
+                more["files"], memory.port.opens_files = here, True
             self._memory, self._link = memory, memory.lane
             self._server = Server(memory.lane, memory.port, handlers(served))
             self._control.send(Message.HELLO, answer | more, own)
