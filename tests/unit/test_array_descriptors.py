@@ -70,7 +70,8 @@ def test_a_true_descriptor_is_read(wires: Wires) -> None:
 @pytest.mark.parametrize(
     "lie",
     [
-        Descriptor(form=3),
+        Descriptor(form=4),
+        Descriptor(form=5),
         Descriptor(form=255),
         Descriptor(form=INLINE, order=2, strides=(8,)),
         Descriptor(kind=ord("O")),
