@@ -149,9 +149,10 @@ def serve_test(config: ServeConfig, test: ServeTestConfig) -> None:
 
 
 def _stop_when(cancelled: threading.Event, ended: threading.Event, server: ServerProtocol) -> None:
-    while not cancelled.wait(CANCEL_LOOK_S) and not ended.is_set():
-        pass
-    server.stop()
+    while not ended.is_set():
+        if cancelled.wait(CANCEL_LOOK_S):
+            server.stop()
+            return
 
 
 def serve_by_hand(config: ServeConfig) -> None:
@@ -168,11 +169,21 @@ def serve_by_hand(config: ServeConfig) -> None:
         )
 
     cancel = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        # pdb keeps Ctrl-C for itself
-        signal.signal(signal.SIGTERM, lambda *_: cancel.set())
-    with contextlib.suppress(KeyboardInterrupt):
+    with _told_by_sigterm(cancel), contextlib.suppress(KeyboardInterrupt):
         serve_test(config, ServeTestConfig(ready=ready, cancel=cancel))
+
+
+@contextlib.contextmanager
+def _told_by_sigterm(cancel: threading.Event) -> Iterator[None]:
+    """pdb keeps Ctrl-C for itself, so there is a second way to end a plugin in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: cancel.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _started_by_hand(config: ServeConfig) -> str:

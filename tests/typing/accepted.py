@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
+import sys
+import threading
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -13,6 +16,7 @@ import numpy.typing as npt
 from tests.typing.api import Abstract, Dsp, Model, NumpyDsp
 
 import fastplug
+from fastplug.contrib.bubblewrap import Bubblewrap
 
 
 def opening(x: npt.NDArray[np.float64]) -> None:
@@ -49,6 +53,23 @@ def starting(x: npt.NDArray[np.float64]) -> None:
             dsp.total(one)
     started: fastplug.Client = fastplug.Client(fastplug.ClientConfig(target="dsp_plugin.py", transport="grpc")).start()
     started.kill()
+
+
+def attaching() -> None:
+    with fastplug.start("dsp_plugin.py", transport="grpc", managed=False, stderr=sys.stderr.buffer, stdin=0) as client:
+        assert_type(client.reattach_config(), fastplug.ReattachConfig | None)
+        text = fastplug.format_reattach({"dsp": client.detach()})
+    config = fastplug.parse_reattach(text)["dsp"]
+    with fastplug.reattach(config, name="dsp", reattach_runner=None) as attached:
+        assert_type(attached, fastplug.Client)
+        assert_type(attached.dispense(Dsp), Dsp)
+    test = fastplug.ServeTestConfig(ready=print, cancel=threading.Event())
+    fastplug.serve(NumpyDsp(), test=test, network="tcp")
+    fastplug.serve_mux({"one": fastplug.ServeConfig(plugins={}), "two": lambda: fastplug.serve(NumpyDsp())})
+    secure = fastplug.SecureConfig("00" * 32, hash=hashlib.sha256)
+    fastplug.start("dsp_plugin.py", secure=secure, unix_socket=fastplug.UnixSocketConfig(group="staff"), runner=Bubblewrap()).kill()
+    assert_type(fastplug.discover("acme-*", "."), list[Path])
+    assert_type(fastplug.cleanup_clients(), None)
 
 
 def specs() -> None:

@@ -147,7 +147,11 @@ class AddressTranslator(Protocol):
 
 
 class RunnerFactory(Protocol):
-    """How a client makes its runner. ``env`` is the complete environment of the plugin, handshake variables included."""
+    """How a client makes its runner. ``env`` is the complete environment of the plugin, handshake variables included.
+
+    ``stdin=`` (a descriptor) and ``executable=`` (what to execute in place of ``argv[0]``, for a pinned program) are passed only when the
+    user asks for them; a factory without them then fails with ConfigError, and serves everybody else.
+    """
 
     def __call__(
         self,
