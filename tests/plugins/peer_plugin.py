@@ -60,6 +60,9 @@ class Peer(peer_pb2_grpc.PeerServicer):
     def Large(self, request: Any, context: grpc.ServicerContext) -> Any:
         return peer_pb2.Blob(nonce=digest("Large", request.nonce), data=request.data.translate(TURN))
 
+    def Same(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return request
+
     def Print(self, request: Any, context: grpc.ServicerContext) -> Any:
         print(digest("Print", request.nonce), file=sys.stderr if request.to_stderr else sys.stdout, flush=True)
         return self.answer("Print", request.nonce)

@@ -1,6 +1,7 @@
 // A go-plugin peer, with go-plugin as it is. It serves the service of peer.proto, or asks a plugin that does.
 //
 //	peer plugin [-versions 1,2] [-test]
+//	peer bench [-automtls] -- python plugin.py
 //	peer host [-automtls] [-mux] [-versions 1,2] -nonce text -do unary,large,... -- python plugin.py
 //
 // A host prints one JSON object per step. It is built with several versions of go-plugin, so it uses what all of them have.
@@ -66,12 +67,14 @@ func fail(err error) {
 
 func main() {
 	if len(os.Args) < 2 {
-		fail(fmt.Errorf("peer plugin or peer host"))
+		fail(fmt.Errorf("peer plugin, peer host or peer bench"))
 	}
 	var err error
 	switch os.Args[1] {
 	case "plugin":
 		err = servePlugin(os.Args[2:])
+	case "bench":
+		err = runBench(os.Args[2:])
 	case "host":
 		err = runHost(os.Args[2:])
 	default:

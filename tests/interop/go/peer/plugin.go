@@ -78,6 +78,8 @@ func (i *implementation) handle(c call) error {
 		return nil
 	case "Large":
 		return c.send(fields{"nonce": digest(name, os.Getpid(), nonce(), 0), "data": turned(get(request, "data").Bytes())})
+	case "Same":
+		return c.stream.SendMsg(request)
 	case "Print":
 		out := os.Stdout
 		if get(request, "to_stderr").Bool() {
