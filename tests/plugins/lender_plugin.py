@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Callable
 
 import numpy as np
 from tests.plugins.lender_api import Floats, Lender, Pair
@@ -46,7 +47,7 @@ class NumpyLender(Lender):
 
     def made(self, n: int, how: str) -> Floats:
         """Of n ones, as numpy makes them in different ways."""
-        ways = {
+        ways: dict[str, Callable[[], Floats]] = {
             "full": lambda: np.full(n, 1.0),
             "zeros": lambda: np.zeros(n) + 1.0,
             "calloc": lambda: np.zeros(n),

@@ -19,7 +19,8 @@ PLUGINS = ROOT / "tests" / "plugins"
 FILES = [
     *(HERE / name for name in ("api.py", "accepted.py", "refused.py")),
     *sorted(PLUGINS.glob("*_api.py")),
-    *sorted(PLUGINS.glob("*_plugin.py")),
+    # what protoc generates has no types, and what is derived from it none that could be checked
+    *sorted(path for path in PLUGINS.glob("*_plugin.py") if "_pb2" not in path.read_text()),
 ]
 # A watchdog: from a cold start pyright takes about ten seconds.
 TIMEOUT_S = 300.0
