@@ -112,6 +112,12 @@ def test_a_status_arrives_whole(stub: Any) -> None:
     assert raised.value.code() is grpc.StatusCode.UNKNOWN
 
 
+def test_an_interceptor_of_the_plugin_sees_the_call(stub: Any) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        stub.Put(Entry(), metadata=(("refuse", "me"),))
+    assert (raised.value.code(), raised.value.details()) == (grpc.StatusCode.PERMISSION_DENIED, "as you wish")
+
+
 def test_what_is_not_there_is_unimplemented(client: fastplug.Client) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         client.channel.unary_unary("/test.ledger.Ledger/Nothing")(b"")
@@ -264,14 +270,22 @@ def test_a_sink_that_raises_is_told_once(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_dial_options_win(pair: tuple[str, str]) -> None:
+    """Those of the host, and those of the plugin's server."""
+    served = {"grpc_options": [["grpc.max_receive_message_length", 5000]]}
     small = (("grpc.max_receive_message_length", 1000),)
-    with fastplug.start(COMMAND, **options(*pair, grpc_dial_options=small)) as client:
+    with fastplug.start(COMMAND, **options(*pair, served, grpc_dial_options=small)) as client:
+        line: Any = client._line
+        assert line.server_cert == b""  # nobody asked
         stub = client.dispense("ledger")
         (short,) = stub.Echo(iter([Entry(note=bytes(500))]))
         assert len(short.note) == 500
         with pytest.raises(grpc.RpcError) as raised:
             list(stub.Echo(iter([Entry(note=bytes(2000))])))
         assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.Put(Entry(note=bytes(6000)))
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert stub.Put(Entry(note=bytes(4000))).pid == client.pid
 
 
 def test_what_cannot_be_dispensed_or_reached_says_so() -> None:

@@ -84,18 +84,14 @@ class Ledger(ledger_pb2_grpc.LedgerServicer):
         return context.abort(grpc.StatusCode[request.name], f"{request.amount} is refused")
 
 
-class Counting(grpc.ServerInterceptor):
-    """Counts the calls of the service, and answers with it what asks for it."""
-
-    def __init__(self) -> None:
-        self.calls = 0
+class Refusing(grpc.ServerInterceptor):
+    """Refuses calls that say that they want it."""
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        if handler_call_details.method.startswith("/test.ledger."):
-            self.calls += 1
-            if self.calls % 1000 == 0:
-                return None
-        return continuation(handler_call_details)
+        if ("refuse", "me") not in [tuple(item) for item in handler_call_details.invocation_metadata]:
+            return continuation(handler_call_details)
+        denied = grpc.StatusCode.PERMISSION_DENIED
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: context.abort(denied, "as you wish"))
 
 
 if __name__ == "__main__":
@@ -103,6 +99,6 @@ if __name__ == "__main__":
     fastplug.serve(
         handshake=HANDSHAKE,
         plugins={"ledger": fastplug.grpc_plugin(ledger_pb2_grpc.add_LedgerServicer_to_server, Ledger)},
-        grpc_interceptors=[Counting()],
+        grpc_interceptors=[Refusing()],
         **options,
     )

@@ -55,6 +55,33 @@ def starting(x: npt.NDArray[np.float64]) -> None:
     started.kill()
 
 
+class Counter:
+    def __init__(self, broker: fastplug.GRPCBroker) -> None:
+        self.broker = broker
+
+
+def over_grpc(add: Any, stub: Any, tls: fastplug.Tls) -> None:
+    plugins = {"kv": fastplug.grpc_plugin(add, Counter, stub=stub)}
+    with fastplug.start("p.py", plugins=plugins, auto_mtls=True, mtls_curve="P-521", sync_stdout=sys.stdout.buffer) as client:
+        assert_type(client.broker, fastplug.GRPCBroker)
+        number = client.broker.next_id()
+        assert_type(number, int)
+        with client.broker.accept_and_serve(number, lambda server: add(1, server)) as served:
+            assert_type(served, fastplug.BrokerServer)
+        with client.broker.accept(number) as listener:
+            assert_type(listener, fastplug.BrokerListener)
+            assert_type(listener.serve(print).wait(1.0), bool)
+        client.broker.dial(number, timeout_s=1.0).close()
+        try:
+            client.ping()
+        except fastplug.RpcError as error:
+            assert_type(error.code, int)
+        except fastplug.BrokerTimeout as error:
+            assert_type(error.service_id, int)
+    fastplug.start("p.py", tls=tls, grpc_dial_options=[("grpc.max_send_message_length", 1)]).kill()
+    fastplug.serve(plugins=plugins, tls_provider=lambda: tls, sync_fds=True, grpc_interceptors=[], broker_timeout_s=1.0)
+
+
 def attaching() -> None:
     with fastplug.start("dsp_plugin.py", transport="grpc", managed=False, stderr=sys.stderr.buffer, stdin=0) as client:
         assert_type(client.reattach_config(), fastplug.ReattachConfig | None)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import ssl
 
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fastplug.config import CURVES, Tls
+from fastplug.certificates import host_tls
+from fastplug.config import CURVES, ClientConfig, Tls
 from fastplug.errors import ConfigError, HandshakeError
+from fastplug.handshake.line import HandshakeLine
 from fastplug.net.tls import auto_mtls, certificate_der, check_peer, context, from_json, one_time_identity, refusal, to_json
+
+SAMPLE = one_time_identity()
 
 # Flights of a TLS handshake and of the first read after it; a broken pair must not loop for ever.
 ROUNDS_MAX = 10
@@ -209,6 +216,34 @@ def test_an_unknown_curve() -> None:
 def test_what_is_no_certificate(text: bytes) -> None:
     with pytest.raises(HandshakeError, match="certificate"):
         certificate_der(text)
+
+
+@given(st.binary(max_size=700))
+def test_any_bytes_are_a_certificate_or_a_handshake_error(data: bytes) -> None:
+    with contextlib.suppress(HandshakeError):
+        certificate_der(data)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4), st.booleans())
+def test_a_damaged_certificate_is_refused_or_harmless(damage: list[tuple[int, int]], pem: bool) -> None:
+    """From the line of a plugin, or the environment of a host: no error but the tree's, and nobody is let in by it."""
+    whole = bytearray(SAMPLE.certificate_pem if pem else certificate_der(SAMPLE.certificate_pem))
+    for place, value in damage:
+        whole[place % len(whole)] = value
+    with contextlib.suppress(HandshakeError):
+        near = auto_mtls(SAMPLE, bytes(whole))
+        context(near, server=False)
+        context(near, server=True)
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_what_a_line_says_of_a_certificate_ends_in_tls_or_an_error_of_the_tree(cert: bytes, asked: bool) -> None:
+    line = HandshakeLine(1, "unix", "/x", "grpc", server_cert=cert)
+    try:
+        tls = host_tls(ClientConfig(target="x"), SAMPLE if asked else None, line, "x")
+    except HandshakeError:
+        return
+    assert (tls is None) == (not asked and not cert)
 
 
 def test_a_certificate_with_something_around_it(host: Tls) -> None:
