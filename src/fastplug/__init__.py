@@ -2,7 +2,7 @@
 
 A map of the package, from what a user sees down; imports point down only:
 
-    faces        api.py                       open, start, serve, empty, Spec
+    faces        api.py                       open, start, serve, submit, map, empty, Spec
     roles        client.py  server.py         the host's and the plugin's part
     agreement    handshake/  protocols/       who speaks what; fast, grpc, inproc
     resources    process/  shm/               processes, shared memory
@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastplug import presets
     from fastplug.api import (
+        OnError,
         Options,
         ServeOptions,
         Spec,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         empty,
         empty_like,
         grpc_service,
+        map,  # noqa: A004  the word of the field
         open,  # noqa: A004  the word of the field
         private,
         proto_of,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         serve,
         serve_mux,
         start,
+        submit,
         writable,
     )
     from fastplug.broker import BrokerListener, BrokerServer, GRPCBroker
@@ -87,6 +90,7 @@ if TYPE_CHECKING:
     from fastplug.plugin import GRPCPlugin, InterfacePlugin, Plugin, PluginSet, grpc_plugin
     from fastplug.process.discovery import discover
     from fastplug.process.runner import AddressTranslator, AttachedRunner, Detachable, Runner, RunnerFactory
+    from fastplug.protocols._remote import Call
     from fastplug.reattach_config import ReattachConfig, format_reattach, parse_reattach
     from fastplug.secure import SecureConfig
     from fastplug.shm.arena import Arena
@@ -102,6 +106,7 @@ __all__ = [
     "BrokerServer",
     "BrokerTimeout",
     "ByteSink",
+    "Call",
     "Cancelled",
     "ChecksumMismatch",
     "Client",
@@ -123,6 +128,7 @@ __all__ = [
     "InterfacePlugin",
     "LocalProtocolError",
     "Network",
+    "OnError",
     "OnHostExit",
     "Options",
     "Plugin",
@@ -161,6 +167,7 @@ __all__ = [
     "grpc_plugin",
     "grpc_service",
     "interface",
+    "map",
     "metadata",
     "open",
     "optional",
@@ -172,12 +179,14 @@ __all__ = [
     "serve",
     "serve_mux",
     "start",
+    "submit",
     "writable",
 ]
 
 _PLACES = {
     "fastplug.broker": ("BrokerListener", "BrokerServer", "GRPCBroker"),
     "fastplug.api": (
+        "OnError",
         "Options",
         "ServeOptions",
         "Spec",
@@ -185,6 +194,7 @@ _PLACES = {
         "empty",
         "empty_like",
         "grpc_service",
+        "map",
         "open",
         "private",
         "proto_of",
@@ -192,6 +202,7 @@ _PLACES = {
         "serve",
         "serve_mux",
         "start",
+        "submit",
         "writable",
     ),
     "fastplug.client": ("Client",),
@@ -220,6 +231,7 @@ _PLACES = {
     "fastplug.process.discovery": ("discover",),
     "fastplug.shm.arena": ("Arena",),
     "fastplug.process.runner": ("AddressTranslator", "AttachedRunner", "Detachable", "Runner", "RunnerFactory"),
+    "fastplug.protocols._remote": ("Call",),
 }
 
 

@@ -6,7 +6,9 @@
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 # Declared there, and meant to be cimported from here.
-from fastplug._wire_buffer cimport MESSAGE_MAX, ArrayPort, Codec, Decoder, Encoder, Memory, length, skip_array_data, skip_array_head, skip_rest, skip_value
+from fastplug._wire_buffer cimport (
+    MESSAGE_MAX, ArrayPort, Codec, Decoder, Encoder, Memory, References, length, skip_array_data, skip_array_head, skip_rest, skip_value,
+)
 
 cdef enum:
     HEADER_BYTES = 32
@@ -15,9 +17,19 @@ cdef enum FrameKind:
     FRAME_REQUEST = 1
     FRAME_REPLY = 2
     FRAME_ERROR = 3
+    FRAME_ITEM = 4          # of a stream; either side sends the one that it makes
+    FRAME_END = 5           # the sender's stream is complete
+    FRAME_CREDIT = 6        # the sender of items may send as many more
+    FRAME_CLOSE = 7         # the receiver of items wants no more
+    FRAME_CANCEL = 8        # the caller has given the call up
+    FRAME_CALLBACK = 9      # the plugin calls what was passed to it, and its answers
+    FRAME_RETURN = 10
+    FRAME_RAISE = 11
+    FRAME_RELEASE = 12      # the plugin has dropped callbacks
     FRAME_PAD = 0xFFFF      # skip to the start of the ring; never leaves a lane
 
 cdef enum FrameFlag:
+    FLAG_WAITS = 2          # of a REQUEST: the caller waits on this lane, callbacks may come back on it
     FLAG_SPILLED = 1        # the payload lies in an arena block; inline there is only its reference (wire.md, "Spilled payloads")
     FLAG_METADATA = 4       # REQUEST: the caller's metadata stands in front of the arguments
 
@@ -51,6 +63,10 @@ cdef class MethodCodec:
     cdef tuple keyword_only             # names of the keyword-only tail
     cdef Py_ssize_t positional          # how many parameters may be given by position
     cdef Codec result
+    cdef readonly Codec item            # of the stream that it returns; None for a plain result
+    cdef readonly Codec fed             # of the stream that it takes, or None
+    cdef readonly bint callback         # the host runs it
+    cdef readonly bint has_references   # a stream or a callback is among its parameters and its result
     cdef int encode_arguments(self, Encoder enc, tuple args, dict kwargs) except -1     # ArgumentError
     cdef tuple bound(self, tuple args, dict kwargs)
     cdef tuple decode_arguments(self, Decoder dec)                                      # RemoteProtocolError
@@ -58,6 +74,11 @@ cdef class MethodCodec:
     cdef object decode_and_call(self, Decoder dec, object function)                    # the two in one
     cdef int encode_result(self, Encoder enc, object value) except -1                   # ResultError
     cdef object decode_result(self, Decoder dec)                                        # RemoteProtocolError
+    cdef int encode_item(self, Encoder enc, object value) except -1                     # of the result: ResultError
+    cdef object decode_item(self, Decoder dec)
+    cdef int encode_fed(self, Encoder enc, object value) except -1                      # of the argument: ArgumentError
+    cdef object decode_fed(self, Decoder dec)
+    cdef object _decoded(self, Decoder dec, Codec codec)
 
 
 cdef int encode_error(Encoder enc, object error) except -1      # the payload of FRAME_ERROR (wire.md, "Errors")
@@ -67,8 +88,19 @@ cdef object decode_error(Decoder dec, str method)               # -> fastplug.er
 cdef class Link:
     # A two-way pipe of whole frames with one user on each side. Subclasses: the shared-memory lane, the socket's; HandoverLink, PyLink.
     cdef public Py_ssize_t inline_limit     # a longer payload must be spilled first; 0 when there is no limit
-    # Sends one frame. Waits for space at most until `until_ns` (CLOCK_MONOTONIC, 0 = as long as the peer lives).
+    # Set by users who decode what has come when a send asks for it (below), and by those who have something under way, so that the peer may
+    # be sending too.
+    cdef public bint asks
+    cdef public bint duplex
+    # While set, up to LAZY_FRAMES frames may wait to be published together; flush() publishes, and every wait does so first.
+    cdef public bint lazy
+    cdef uint64_t sent                      # frames that the peer will see, where sending can end half-way
+    cdef int flush(self) except -1
+    cdef bint has_frame(self) except -1     # something can be received without waiting (a half frame may count)
+    # Sends one frame: 1. Waits for space at most until `until_ns` (CLOCK_MONOTONIC, 0 = as long as the peer lives).
     # Raises DeadlineExceeded (nothing was sent), PluginDied, Closed, RemoteProtocolError.
+    # 0, only when `asks` is set: nothing was sent; receive and decode what has come, then send again. Two full rings would wait for each
+    # other otherwise.
     cdef int send(self, FrameHeader* header, const unsigned char* payload, int64_t until_ns) except -1
     # The same for a payload that is still in its encoder, and for the pieces that it only refers to, when `gathers` says so.
     cdef readonly bint gathers

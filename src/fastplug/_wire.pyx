@@ -17,11 +17,11 @@ from fastplug import _wire_words as words
 from fastplug._wire_buffer import live
 from fastplug._wire_containers import compile_node, has_arrays
 from fastplug._wire_words import Unfit
-from fastplug.annotation import MISSING, Kind, TypeNode
+from fastplug.annotation import MISSING, Kind, TypeNode, has_references
 from fastplug.errors import LocalProtocolError, RemoteProtocolError, remote_error
 
 __all__ = [
-    "ArrayPort", "Codec", "Decoder", "Encoder", "Header", "HandoverLink", "Link", "MESSAGE_BYTES_MAX", "Memory", "MethodCodec", "PyLink", "Unfit",
+    "ArrayPort", "Codec", "Decoder", "Encoder", "Header", "HandoverLink", "Link", "MESSAGE_BYTES_MAX", "Memory", "MethodCodec", "PyLink", "References", "Unfit",
     "compile_node", "has_arrays", "live", "pack_error", "pack_header", "unpack_error", "unpack_header",
 ]
 
@@ -30,21 +30,28 @@ cdef extern from "Python.h":
 
 MESSAGE_BYTES_MAX = MESSAGE_MAX
 # Cython keeps a cimported class to itself; Python finds them here, too.
-globals().update({cls.__name__: cls for cls in (ArrayPort, Codec, Decoder, Encoder, Memory)})
+globals().update({cls.__name__: cls for cls in (ArrayPort, Codec, Decoder, Encoder, Memory, References)})
 
 
 cdef class MethodCodec:
-    def __init__(self, str interface not None, method):
+    def __init__(self, str interface not None, method, *, bint callback=False):
         parameters = method.parameters
         self.interface = interface
         self.name = method.name
-        self.qualified = f"{interface}.{method.name}"
+        self.qualified = f"{interface}.{method.name}" if method.name else interface
+        self.callback = callback
         self.parameters = tuple([parameter.name for parameter in parameters])
         self.codecs = tuple([compile_node(parameter.node) for parameter in parameters])
         self.defaults = tuple([parameter.default for parameter in parameters])
         self.keyword_only = tuple([parameter.name for parameter in parameters if parameter.keyword_only])
         self.positional = len(self.parameters) - len(self.keyword_only)
         self.result = compile_node(method.returns)
+        if method.returns.kind is Kind.STREAM:
+            self.item = compile_node(method.returns.args[0])
+        for parameter in parameters:
+            if parameter.node.kind is Kind.STREAM:
+                self.fed = compile_node(parameter.node.args[0])
+        self.has_references = any([has_references(node) for node in (method.returns, *[parameter.node for parameter in parameters])])
 
     def __repr__(self):
         return f"<MethodCodec {self.qualified}>"
@@ -120,11 +127,37 @@ cdef class MethodCodec:
         try:
             return self.result.encode(enc, value)
         except Exception as error:
-            raise words.result_error(self.qualified, self.result.canonical, value, error)
+            raise words.result_error(self.qualified, self.result.canonical, value, error, callback=self.callback)
 
     cdef object decode_result(self, Decoder dec):
         try:
             value = self.result.decode(dec)
+            finish(dec)
+        except RemoteProtocolError as error:
+            raise words.located(self.qualified, error)
+        return value
+
+    cdef int encode_item(self, Encoder enc, object value) except -1:
+        try:
+            return self.item.encode(enc, value)
+        except Exception as error:
+            raise words.result_error(self.qualified, self.item.canonical, value, error)
+
+    cdef object decode_item(self, Decoder dec):
+        return self._decoded(dec, self.item)
+
+    cdef int encode_fed(self, Encoder enc, object value) except -1:
+        try:
+            return self.fed.encode(enc, value)
+        except Exception as error:
+            raise words.argument_error(self.qualified, "item of the stream", self.fed.canonical, value, error)
+
+    cdef object decode_fed(self, Decoder dec):
+        return self._decoded(dec, self.fed)
+
+    cdef object _decoded(self, Decoder dec, Codec codec):
+        try:
+            value = codec.decode(dec)
             finish(dec)
         except RemoteProtocolError as error:
             raise words.located(self.qualified, error)
@@ -242,11 +275,11 @@ cdef dict get_metadata(Decoder dec):
 
 
 cdef int check_header(const FrameHeader* header) except -1:
-    if header.kind not in (FRAME_REQUEST, FRAME_REPLY, FRAME_ERROR):
+    if not FRAME_REQUEST <= header.kind <= FRAME_RELEASE:
         raise RemoteProtocolError(f"the peer sent a frame of the unknown kind {header.kind}")
     if header.size > MESSAGE_MAX:
         raise RemoteProtocolError(f"the peer sent a frame of {header.size} bytes, {MESSAGE_MAX} are allowed")
-    if header.flags & ~<int>(FLAG_SPILLED | FLAG_METADATA) or (header.flags & FLAG_METADATA and header.kind != FRAME_REQUEST):
+    if header.flags & ~<int>(FLAG_SPILLED if header.kind != FRAME_REQUEST else FLAG_SPILLED | FLAG_WAITS | FLAG_METADATA):
         raise RemoteProtocolError(f"the peer sent a frame with unknown flags {header.flags:#06x}")
     if header.remaining_ns < 0:
         raise RemoteProtocolError(f"the peer sent a frame with {header.remaining_ns} ns remaining")
@@ -283,6 +316,12 @@ cdef class Link:
     cdef int send_encoded(self, FrameHeader* header, Encoder enc, int64_t until_ns) except -1:
         return self.send(header, enc.data, until_ns)
 
+    cdef int flush(self) except -1:
+        return 0
+
+    cdef bint has_frame(self) except -1:
+        return False
+
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1:
         raise LocalProtocolError(f"{type(self).__name__} does not receive")
 
@@ -294,8 +333,15 @@ cdef class HandoverLink(Link):
     cdef int send_encoded(self, FrameHeader* header, Encoder enc, int64_t until_ns) except -1:
         # By its next message the encoder sees that its memory has another owner, and takes a new one.
         packed = PyBytes_FromStringAndSize(<char*>header, HEADER_BYTES)
-        self.send_frame((packed, enc.memory, enc.data - enc.memory.data), until_ns / 1e9 if until_ns else None)
-        return 0
+        return self.send_frame((packed, enc.memory, enc.data - enc.memory.data), until_ns / 1e9 if until_ns else None) is not False
+
+    cdef int send(self, FrameHeader* header, const unsigned char* payload, int64_t until_ns) except -1:
+        cdef Encoder enc = Encoder()
+        memcpy(enc.take(header.size), payload, header.size)
+        return self.send_encoded(header, enc, until_ns)
+
+    cdef bint has_frame(self) except -1:
+        return self.ready()
 
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1:
         cdef Memory memory
@@ -310,8 +356,12 @@ cdef class HandoverLink(Link):
         dec.adopt(memory, memory.data + start, header.size)
         return 1
 
+    def ready(self):
+        """Whether a frame can be received without waiting."""
+        return False
+
     def send_frame(self, frame, until_s):
-        """Hands one frame over. Raises DeadlineExceeded (nothing was sent), PluginDied, Closed."""
+        """Hands one frame over; False: nothing was sent, what has come must be received first (only while ``asks`` is set). Raises DeadlineExceeded (nothing was sent), PluginDied, Closed."""
         raise LocalProtocolError(f"{type(self).__name__} does not send")
 
     def receive_frame(self, until_s):
@@ -325,7 +375,7 @@ cdef class PyLink(Link):
         memcpy(PyBytes_AS_STRING(frame), header, HEADER_BYTES)
         memcpy(PyBytes_AS_STRING(frame) + HEADER_BYTES, payload, header.size)
         self.send_frame(frame, until_ns / 1e9 if until_ns else None)
-        return 0
+        return 1
 
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1:
         cdef bytes frame

@@ -27,6 +27,8 @@ cdef enum Tag:
     ENUM = 0x11
     STRUCT = 0x12
     ARRAY = 0x13
+    CALLBACK = 0x14
+    STREAM = 0x15
 
 cdef enum:
     MESSAGE_MAX = 1 << 30           # bytes; wire.md, "Limits"
@@ -69,6 +71,7 @@ cdef class Encoder:
     cdef Piece pieces[PIECES_MAX]
     cdef list owners                    # of the pieces
     cdef readonly ArrayPort port
+    cdef References references          # None: no streams, no callbacks
     cdef int reset(self) except -1
     cdef int grow(self, Py_ssize_t more) except -1
     cdef void use(self, Memory memory, Py_ssize_t start) noexcept
@@ -96,6 +99,7 @@ cdef class Decoder:
     # same place does: whoever calls the same method again gets arrays that need no copy.
     cdef Py_ssize_t phase
     cdef readonly ArrayPort port
+    cdef References references
     cdef unsigned char* fill(self, Py_ssize_t n) except NULL
     cdef void adopt(self, Memory memory, unsigned char* data, Py_ssize_t n) noexcept    # the payload is there already
     cdef inline const unsigned char* need(self, Py_ssize_t n) except NULL:      # the next n bytes, or RemoteProtocolError
@@ -122,6 +126,15 @@ cdef class ArrayPort:
     cdef int skip(self, Decoder dec) except -1
     cdef int commit(self) except -1
     cdef int rollback(self) except -1
+
+
+cdef class References:
+    # How streams and callbacks leave and arrive: what stays where it is. The base class refuses them.
+    cdef uint64_t put_callback(self, object value, Codec codec) except? 0     # the number it gets; Unfit
+    cdef object get_callback(self, uint64_t number, Codec codec)
+    cdef int drop_callback(self, uint64_t number) except -1                 # nobody here wants it
+    cdef int put_stream(self, object value, Codec codec) except -1           # Unfit
+    cdef object get_stream(self, Codec codec)
 
 
 cdef class Codec:

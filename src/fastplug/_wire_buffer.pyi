@@ -2,7 +2,7 @@ from typing import Any, Self, final
 
 from typing_extensions import disjoint_base
 
-__all__ = ["ArrayPort", "Codec", "Decoder", "Encoder", "Memory", "live"]
+__all__ = ["ArrayPort", "Codec", "Decoder", "Encoder", "Memory", "References", "live"]
 
 @disjoint_base
 class ArrayPort:
@@ -19,6 +19,9 @@ class Codec:
     def cls(self) -> Any: ...
     @property
     def dtype(self) -> str | None: ...
+
+@disjoint_base
+class References: ...
 
 @final
 class Memory:

@@ -12,7 +12,7 @@ from fastplug import _wire_words as words
 from fastplug._wire_words import Unfit
 from fastplug.errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["ArrayPort", "Codec", "Decoder", "Encoder", "Memory", "live"]
+__all__ = ["ArrayPort", "Codec", "Decoder", "Encoder", "Memory", "References", "live"]
 
 cdef extern from *:
     """
@@ -69,7 +69,7 @@ cdef enum:
 cdef dict TAG_NAMES = {
     Tag.NONE: "None", Tag.FALSE: "bool", Tag.TRUE: "bool", Tag.INT64: "int", Tag.INT: "int", Tag.FLOAT: "float", Tag.COMPLEX: "complex", Tag.STR: "str", Tag.BYTES: "bytes",
     Tag.LIST: "list", Tag.TUPLE: "tuple", Tag.DICT: "dict", Tag.DATETIME: "datetime", Tag.DATE: "date", Tag.TIMEDELTA: "timedelta", Tag.DECIMAL: "Decimal",
-    Tag.UUID: "UUID", Tag.ENUM: "enum member", Tag.STRUCT: "dataclass", Tag.ARRAY: "array",
+    Tag.UUID: "UUID", Tag.ENUM: "enum member", Tag.STRUCT: "dataclass", Tag.ARRAY: "array", Tag.CALLBACK: "callback", Tag.STREAM: "stream",
 }
 
 cdef Py_ssize_t live_encoders = 0
@@ -261,6 +261,23 @@ cdef class ArrayPort:
         return 0
 
 
+cdef class References:
+    cdef uint64_t put_callback(self, object value, Codec codec) except? 0:
+        raise LocalProtocolError("this connection carries no callbacks")
+
+    cdef object get_callback(self, uint64_t number, Codec codec):
+        raise LocalProtocolError("this connection carries no callbacks")
+
+    cdef int drop_callback(self, uint64_t number) except -1:
+        return 0
+
+    cdef int put_stream(self, object value, Codec codec) except -1:
+        raise LocalProtocolError("this connection carries no streams")
+
+    cdef object get_stream(self, Codec codec):
+        raise LocalProtocolError("this connection carries no streams")
+
+
 cdef class Codec:
     def __repr__(self):
         return f"<Codec {self.canonical}>"
@@ -281,7 +298,8 @@ cdef Py_ssize_t skip_token(Decoder dec) except -1:
     # One tag and what belongs to it but other values: how many of these follow.
     cdef int tag = tag_of(dec)
     cdef Py_ssize_t n
-    if tag <= Tag.TRUE:
+    cdef uint64_t number
+    if tag <= Tag.TRUE or tag == Tag.STREAM:
         return 0
     if tag == Tag.LIST or tag == Tag.TUPLE or tag == Tag.STRUCT:
         return length(dec)
@@ -301,6 +319,11 @@ cdef Py_ssize_t skip_token(Decoder dec) except -1:
         n = 12
     elif tag == Tag.ARRAY:
         return skip_inline_array(dec) if dec.port is None else dec.port.skip(dec)
+    elif tag == Tag.CALLBACK:
+        memcpy(&number, dec.need(8), 8)
+        if dec.references is not None:
+            dec.references.drop_callback(number)
+        return 0
     else:
         raise confused(dec, "a value", tag)
     dec.need(n)

@@ -5,6 +5,8 @@ from cpython.list cimport PyList_Append, PyList_Check, PyList_GET_ITEM, PyList_G
 from cpython.object cimport PyObject, PyObject_GetAttr
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_Check, PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
 
 from fastplug._wire_buffer cimport (
     Codec, Decoder, Encoder, Tag, broken, enter, enter_decoder, expect, length, put_head, skip_value, tuple_of,
@@ -289,12 +291,53 @@ cdef class ArrowCodec(Codec):
             raise Unbuilt(f"the peer sent a {self.canonical} that is wrong: {error}") from error
 
 
+cdef class StreamCodec(Nested):
+    cdef int encode(self, Encoder enc, object value) except -1:
+        if enc.references is None:
+            raise LocalProtocolError("this connection carries no streams")
+        enc.references.put_stream(value, self)
+        enc.take(1)[0] = Tag.STREAM
+        return 0
+
+    cdef object decode(self, Decoder dec):
+        expect(dec, self, Tag.STREAM)
+        if dec.references is None:
+            raise LocalProtocolError("this connection carries no streams")
+        return dec.references.get_stream(self)
+
+
+cdef class CallbackCodec(Codec):
+    cdef int setup(self, object node, dict memo) except -1:
+        self.children = ()
+        self.extra = [node, None]                         # the second: for whoever carries callbacks
+        return 0
+
+    cdef int encode(self, Encoder enc, object value) except -1:
+        cdef uint64_t number
+        cdef unsigned char* p
+        if enc.references is None:
+            raise LocalProtocolError("this connection carries no callbacks")
+        number = enc.references.put_callback(value, self)
+        p = enc.take(9)
+        p[0] = Tag.CALLBACK
+        memcpy(p + 1, &number, 8)
+        return 0
+
+    cdef object decode(self, Decoder dec):
+        cdef uint64_t number
+        expect(dec, self, Tag.CALLBACK)
+        memcpy(&number, dec.need(8), 8)
+        if dec.references is None:
+            raise LocalProtocolError("this connection carries no callbacks")
+        return dec.references.get_callback(number, self)
+
+
 # In the order of annotation.Kind.
 cdef tuple CODECS = (
     scalars.NoneCodec, scalars.BoolCodec, scalars.IntCodec, scalars.FloatCodec, scalars.ComplexCodec, scalars.StrCodec, scalars.BytesCodec,
     ListCodec, TupleCodec, SequenceCodec, DictCodec, scalars.DatetimeCodec, scalars.DateCodec, scalars.TimedeltaCodec,
     scalars.DecimalCodec, scalars.UuidCodec, scalars.EnumCodec, OptionalCodec, StructCodec, ArrayCodec, scalars.BufferCodec,
-    ArrowCodec,
+    ArrowCodec, StreamCodec, CallbackCodec,
 )
 
 

@@ -133,12 +133,13 @@ def argument_error(qualified: str, parameter: str, expected: str, value: object,
     return made
 
 
-def result_error(qualified: str, expected: str, value: object, error: Exception) -> Exception:
+def result_error(qualified: str, expected: str, value: object, error: Exception, *, callback: bool = False) -> Exception:
     """ResultError, as ``argument_error``."""
     found = _unfit(value, error)
     if found is None:
         return error
-    made = ResultError(f"{qualified}(): the handler must return {expected}, got {found[0]}; correct the plugin")
+    who, where = ("callback", "host") if callback else ("handler", "plugin")
+    made = ResultError(f"{qualified}(): the {who} must return {expected}, got {found[0]}; correct the {where}")
     made.__cause__ = found[1]
     return made
 

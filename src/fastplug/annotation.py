@@ -9,29 +9,27 @@ whoever wrote it has imported them, so ``sys.modules`` is enough.
 
 from __future__ import annotations
 
+import collections.abc
 import enum
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from fastplug import dtypes
 from fastplug.errors import ConfigError
+from fastplug.structs import MISSING, Missing, fields_of, is_struct
 
-__all__ = ["MISSING", "FieldNode", "Kind", "Missing", "TypeNode", "resolve"]
+__all__ = ["INTERFACE_ATTRIBUTE", "MISSING", "FieldNode", "Kind", "Missing", "Role", "TypeNode", "has_references", "resolve"]
 
 # The codec refuses a value nested deeper than this (docs/wire.md, "Values"); a type that only such values have is a mistake.
 DEPTH_LIMIT = 64
+# Where ``@interface`` leaves what it made of a class; interfaces.py writes it.
+INTERFACE_ATTRIBUTE = "__fastplug_interface__"
 
-
-class Missing(enum.Enum):
-    """The type of ``MISSING``: there is no default (None is one)."""
-
-    MISSING = "MISSING"
-
-
-MISSING: Final[Literal[Missing.MISSING]] = Missing.MISSING
+# Where an annotation stands: streams and callbacks are allowed as parameters, streams as results, neither inside of values.
+Role = Literal["value", "parameter", "result"]
 
 
 class Kind(enum.IntEnum):
@@ -59,6 +57,8 @@ class Kind(enum.IntEnum):
     ARRAY = 19
     BUFFER = 20  # whatever has a buffer, as bytes
     ARROW = 21  # a table of Arrow, or a part of one
+    STREAM = 22  # an iterator: a result, or a parameter
+    CALLBACK = 23  # a function or an object with an interface that stays where it is: a parameter
 
 
 class FieldNode:
@@ -77,10 +77,11 @@ class TypeNode:
 
     ``args``: element (LIST, SEQUENCE), elements (TUPLE), key and value (DICT), what is optional (OPTIONAL). ``cls``: the class
     of an ENUM, STRUCT or ARROW. ``fields``: of a STRUCT, in order of declaration. ``dtype``: of an ARRAY, its text (``dtypes.text_of``) or
-    the name of a family ("datetime64": of any unit); None stands for every dtype that travels.
+    the name of a family ("datetime64": of any unit); None stands for every dtype that travels. Of a CALLBACK: ``args`` are what it
+    takes and, last, what it returns; or ``interface`` is the record of the interface that it has (``interfaces.Interface``).
     """
 
-    __slots__ = ("args", "cls", "dtype", "fields", "kind")
+    __slots__ = ("args", "cls", "dtype", "fields", "interface", "kind")
 
     def __init__(self, kind: Kind, args: tuple[TypeNode, ...] = (), *, cls: type | None = None, dtype: str | None = None) -> None:
         self.kind = kind
@@ -88,6 +89,7 @@ class TypeNode:
         self.cls = cls
         self.fields: tuple[FieldNode, ...] = ()
         self.dtype = dtype
+        self.interface: Any = None
 
     def __repr__(self) -> str:
         told = self.cls.__name__ if self.cls else self.dtype or ", ".join(map(repr, self.args))
@@ -135,8 +137,10 @@ _KEY_KINDS = frozenset(
 # Of pyarrow. Any library with the Arrow PyCapsule interface is accepted for them.
 ARROW_CLASSES = ("Array", "ChunkedArray", "RecordBatch", "Table")
 
-_STREAM = "streams are not supported yet; return a list[...]"
-_CALLBACK = "callbacks are not supported yet; return what the callback would be told"
+_STREAM = "a stream is a whole result or a whole parameter, never part of one; write list[...] here"
+_ASYNC_STREAM = "write Iterator[...]: what a call returns can be iterated with `async for` as well"
+_CALLBACK = "a callback is a whole parameter (or an Optional one), never part of a value and never a result"
+_MORE_THAN_NONE = "write Generator[T, None, None] or Iterator[T]: a stream has no way back, and ends without a value"
 _USE_LIST = "write list[...] (or tuple[T, ...]) instead"
 _USE_DICT = "write dict[K, V] instead"
 _USE_DATACLASS = "write a dataclass instead"
@@ -150,9 +154,9 @@ _INSTEAD = {
     "Callable": _CALLBACK,
     "Iterator": _STREAM,
     "Generator": _STREAM,
-    "AsyncIterator": _STREAM,
-    "AsyncIterable": _STREAM,
-    "AsyncGenerator": _STREAM,
+    "AsyncIterator": _ASYNC_STREAM,
+    "AsyncIterable": _ASYNC_STREAM,
+    "AsyncGenerator": _ASYNC_STREAM,
     "Awaitable": "declare the method with its plain result",
     "Coroutine": "declare the method with its plain result",
     "Mapping": _USE_DICT,
@@ -176,6 +180,9 @@ _INSTEAD = {
     "ndarray": "write npt.NDArray[...] instead",
 }
 
+# One canonical form; a Generator that sends or returns something is more than that.
+_STREAMS = (collections.abc.Iterator, collections.abc.Iterable, collections.abc.Generator)
+
 _FALLBACK = "use a type of the table in docs/wire.md; for a structure of your own, a dataclass"
 
 
@@ -186,14 +193,25 @@ def resolve(
     globalns: dict[str, Any] | None = None,
     localns: Mapping[str, Any] | None = None,
     memo: dict[type, TypeNode] | None = None,
+    role: Role = "value",
 ) -> TypeNode:
     """The type that ``annotation`` stands for.
 
     Args: ``where`` names interface, method and parameter, for error texts; ``globalns`` and ``localns`` give meaning to names
-    in quotes; ``memo`` keeps one node per dataclass, Struct and Enum over several calls. Raises ConfigError. Thread-safe unless
-    ``memo`` is shared.
+    in quotes; ``memo`` keeps one node per dataclass, Struct and Enum over several calls; ``role``: where it stands. Raises
+    ConfigError. Thread-safe unless ``memo`` is shared.
     """
-    return _Resolver(globalns or {}, localns or {}, {} if memo is None else memo).node(annotation, where, 0)
+    resolver = _Resolver(globalns or {}, localns or {}, {} if memo is None else memo)
+    if role != "value":
+        found = resolver.reference(annotation, where, role)
+        if found is not None:
+            return found
+    return resolver.node(annotation, where, 0)
+
+
+def has_references(node: TypeNode) -> bool:
+    """Whether this is a stream or a callback: something that stays where it is, and is spoken to while or after the call."""
+    return node.kind in (Kind.STREAM, Kind.CALLBACK) or (node.kind is Kind.OPTIONAL and node.args[0].kind is Kind.CALLBACK)
 
 
 class _Resolver:
@@ -205,6 +223,49 @@ class _Resolver:
         self.globalns = globalns
         self.localns = localns
         self.memo = memo
+
+    def reference(self, annotation: Any, where: str, role: Role) -> TypeNode | None:
+        """A stream or a callback, where they are allowed; None: it is something else."""
+        annotation = self._unwrapped(annotation, where)
+        origin = typing.get_origin(annotation)
+        if origin in _STREAMS:
+            return self._stream(annotation, origin, where)
+        if role != "parameter":
+            return None
+        if origin is Callable:
+            return self._callable(annotation, where)
+        if isinstance(annotation, type) and INTERFACE_ATTRIBUTE in vars(annotation):
+            node = TypeNode(Kind.CALLBACK, cls=annotation)
+            node.interface = vars(annotation)[INTERFACE_ATTRIBUTE]
+            self._check_callback_interface(node.interface, where)
+            return node
+        if origin is typing.Union or origin is types.UnionType:
+            members = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
+            inner = self.reference(members[0], where, role) if len(members) == 1 else None
+            if inner is not None and inner.kind is Kind.CALLBACK:
+                return TypeNode(Kind.OPTIONAL, (inner,))
+        return None
+
+    def _stream(self, annotation: Any, origin: Any, where: str) -> TypeNode:
+        args = typing.get_args(annotation)
+        if any(arg not in (None, type(None)) for arg in args[1:]):
+            raise _refusal(annotation, where, "is more than a stream", _MORE_THAN_NONE)
+        return TypeNode(Kind.STREAM, (self.node(args[0], f"{where}, item", 1),))
+
+    def _callable(self, annotation: Any, where: str) -> TypeNode:
+        args = typing.get_args(annotation)
+        if len(args) != 2 or not isinstance(args[0], list):
+            raise _refusal(annotation, where, "does not say what it takes", "write Callable[[A, B], R]")
+        takes = [self.node(arg, f"{where}, argument {number} of the callback", 1) for number, arg in enumerate(args[0])]
+        return TypeNode(Kind.CALLBACK, (*takes, self.node(args[1], f"{where}, result of the callback", 1)))
+
+    def _check_callback_interface(self, interface: Any, where: str) -> None:
+        for method in interface.methods:
+            if any(has_references(one) for one in (method.returns, *(parameter.node for parameter in method.parameters))):
+                raise ConfigError(
+                    f"{where}: {interface.name} cannot be called back: its method {method.name} has a stream or a callback itself; "
+                    "name an interface with plain methods"
+                )
 
     def node(self, annotation: Any, where: str, depth: int) -> TypeNode:
         if depth > DEPTH_LIMIT:
@@ -279,7 +340,7 @@ class _Resolver:
             return self._dict(annotation, args, where, depth)
         if origin is _loaded("numpy", "ndarray"):
             return _array(annotation, args, where)
-        if _is_struct(origin):
+        if is_struct(origin):
             raise _refusal(annotation, where, "is generic", _CONCRETE)
         raise _refusal(annotation, where)
 
@@ -304,7 +365,7 @@ class _Resolver:
             return TypeNode(Kind.ARRAY)
         if cls.__name__ in ARROW_CLASSES and cls is _loaded("pyarrow.lib", cls.__name__):
             return TypeNode(Kind.ARROW, cls=cls)
-        if _is_struct(cls):
+        if is_struct(cls):
             return self._struct(cls, where, depth)
         raise _refusal(cls, where)
 
@@ -315,7 +376,7 @@ class _Resolver:
             raise _refusal(cls, where, "is generic", _CONCRETE)
         node = self.memo[cls] = TypeNode(Kind.STRUCT, cls=cls)
         fields = []
-        for name, default in (_dataclass_fields if hasattr(cls, "__dataclass_fields__") else _msgspec_fields)(cls, where):
+        for name, default in fields_of(cls, where):
             owner = next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
             inside = f"{where}, field {cls.__name__}.{name}"
             fields.append(
@@ -360,56 +421,10 @@ def _substituted(annotation: Any) -> Any:
     return alias.__value__[tuple(given.get(name, name) for name in free)] if free else alias.__value__
 
 
-def _is_struct(cls: Any) -> bool:
-    struct = _loaded("msgspec", "Struct")
-    return isinstance(cls, type) and (hasattr(cls, "__dataclass_fields__") or (isinstance(struct, type) and issubclass(cls, struct)))
-
-
 def _is_key(node: TypeNode) -> bool:
     if node.kind in (Kind.TUPLE, Kind.SEQUENCE, Kind.OPTIONAL):
         return all(map(_is_key, node.args))
     return node.kind in _KEY_KINDS
-
-
-_Fields = list[tuple[str, Callable[[], Any] | Missing]]
-
-
-def _constant(value: Any) -> Callable[[], Any]:
-    return lambda: value
-
-
-def _dataclass_fields(cls: Any, where: str) -> _Fields:
-    import dataclasses
-
-    # dataclasses keeps InitVar pseudo-fields beside the real ones and has no public name for the difference.
-    init_var = getattr(dataclasses, "_FIELD_INITVAR", MISSING)
-    for field in cls.__dataclass_fields__.values():
-        if getattr(field, "_field_type", None) is init_var:
-            raise ConfigError(f"{where}: {cls.__name__}.{field.name} is an InitVar, which no object keeps; make it a field")
-    found: _Fields = []
-    for field in dataclasses.fields(cls):
-        if not field.init:
-            raise ConfigError(f"{where}: {cls.__name__}.{field.name} has init=False and would be lost; make it a property, or an argument")
-        if field.default is not dataclasses.MISSING:
-            found.append((field.name, _constant(field.default)))
-        else:
-            found.append((field.name, MISSING if field.default_factory is dataclasses.MISSING else field.default_factory))
-    return found
-
-
-def _msgspec_fields(cls: Any, _where: str) -> _Fields:
-    # Not msgspec.structs.fields(): it evaluates every annotation in the module's names and fails for classes local to a function.
-    names = cls.__struct_fields__
-    no_default = sys.modules["msgspec"].NODEFAULT
-    defaults = (no_default,) * (len(names) - len(cls.__struct_defaults__)) + cls.__struct_defaults__
-    found: _Fields = []
-    for name, default in zip(names, defaults, strict=True):
-        if default is no_default:
-            found.append((name, MISSING))
-        else:  # msgspec wraps factories in a private class; a plain default has no such attribute of that class
-            is_factory = type(default).__name__ == "Factory" and type(default).__module__.startswith("msgspec")
-            found.append((name, default.factory if is_factory else _constant(default)))
-    return found
 
 
 def _array(annotation: Any, args: tuple[Any, ...], where: str) -> TypeNode:
@@ -438,6 +453,8 @@ def _instead(annotation: Any) -> str:
     numpy_scalar = _loaded("numpy", "generic")
     if isinstance(numpy_scalar, type) and issubclass(origin, numpy_scalar):
         return "write bool, int, float or complex instead (numpy scalars are accepted for them)"
+    if INTERFACE_ATTRIBUTE in vars(origin):
+        return _CALLBACK
     for base in origin.__mro__[:-1]:
         if base is not origin and (base.__module__, base.__qualname__) in _PLAIN:
             return f"a subclass would not arrive as itself; write {base.__name__} instead"

@@ -1,4 +1,4 @@
-"""What most programs need: open, start, serve, Spec, client_of, empty, proto_of."""
+"""What most programs need: open, start, serve, submit, map, Spec, client_of, empty, proto_of."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack
 
 from fastplug.config import (
     DEFAULT_HANDSHAKE,
@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from fastplug.client import Client
     from fastplug.plugin import GRPCPlugin, PluginSet
     from fastplug.process.runner import AttachedRunner, RunnerFactory
+    from fastplug.protocols._remote import Call
     from fastplug.protocols.grpc.descriptors import Descriptors
     from fastplug.reattach_config import ReattachConfig
     from fastplug.secure import SecureConfig
     from fastplug.shm.arena import Arena
 
 __all__ = [
+    "OnError",
     "Options",
     "ServeOptions",
     "Spec",
@@ -47,6 +49,7 @@ __all__ = [
     "empty",
     "empty_like",
     "grpc_service",
+    "map",
     "open",
     "private",
     "proto_of",
@@ -54,10 +57,16 @@ __all__ = [
     "serve",
     "serve_mux",
     "start",
+    "submit",
     "writable",
 ]
 
 T = TypeVar("T")
+R = TypeVar("R")
+P = ParamSpec("P")
+
+# What the failure of one item of ``map`` means for those behind it.
+OnError: TypeAlias = Literal["cancel", "continue"]
 
 
 class Options(TypedDict, total=False):
@@ -227,6 +236,53 @@ def serve_mux(plugins: Mapping[str, ServeConfig | Callable[[], object]]) -> None
         serve_config(chosen)
     else:
         chosen()
+
+
+def submit(method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+    """Starts a call and does not wait for it: many may be under way on one handle.
+
+    Args:
+        method: a method of a handle, such as ``dsp.total``; one that returns a stream is called instead.
+        args, kwargs: its arguments. Arrays that live in shared memory are lent until the call is answered.
+
+    At most 1024 calls are under way on a connection; one more first waits for answers. The deadline in force counts for the call.
+
+    Raises:
+        ConfigError: ``method`` is something else. ArgumentError, DeadlineExceeded, Closed, PluginDied: nothing was sent.
+    """
+    made: Call[R] = _remote(method, "submit").submit(args, kwargs)
+    return made
+
+
+def map(  # noqa: A001  the word of the field
+    method: Callable[..., R], *iterables: Iterable[Any], in_flight: int = 64, ordered: bool = True, on_error: OnError = "cancel"
+) -> Iterator[R]:
+    """As the builtin ``map``, with up to ``in_flight`` calls under way.
+
+    Args:
+        method: a method of a handle.
+        iterables: one for each of its arguments; the shortest ends it. They are read as results are taken, on the same thread.
+        in_flight: how many calls may be under way.
+        ordered: results in the order of the items; False: those that are there first.
+        on_error: a failing item raises at its place. "cancel" ends the map there and cancels what is under way; with "continue" the
+            iterator goes on behind it.
+
+    Raises:
+        ConfigError: ``method`` is something else, ``in_flight`` is less than 1. The iterator raises what calls raise.
+    """
+    from fastplug.protocols._remote import Mapped
+
+    if in_flight < 1 or on_error not in ("cancel", "continue"):
+        raise ConfigError(f'map() takes in_flight of at least 1 and on_error "cancel" or "continue", got {in_flight!r} and {on_error!r}')
+    return Mapped(_remote(method, "map"), zip(*iterables, strict=False), in_flight, ordered, on_error == "continue")
+
+
+def _remote(method: object, what: str) -> Any:
+    from fastplug.protocols._remote import Remote
+
+    if not isinstance(method, Remote):
+        raise ConfigError(f"{what}() takes a method of a handle, such as dsp.total, got {type(method).__qualname__}")
+    return method
 
 
 def client_of(handle: object) -> Client:

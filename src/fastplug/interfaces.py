@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from fastplug.annotation import MISSING, Missing, TypeNode, resolve
+from fastplug.annotation import INTERFACE_ATTRIBUTE, MISSING, Kind, Missing, TypeNode, has_references, resolve
 from fastplug.errors import ConfigError, RemoteProtocolError
 from fastplug.signature import checked_description, describe, describe_interface, is_interface_name, method_text
 
@@ -20,7 +20,7 @@ __all__ = ["Interface", "Method", "Parameter", "check_implementation", "interfac
 _C = TypeVar("_C", bound=type)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_ATTRIBUTE = "__fastplug_interface__"
+_ATTRIBUTE = INTERFACE_ATTRIBUTE
 _OPTIONAL = "__fastplug_optional__"
 _NOT_OURS = frozenset({object, typing.Protocol, typing.Generic, abc.ABC})
 
@@ -46,6 +46,11 @@ class Method:
     optional: bool
     doc: str | None
     signature: inspect.Signature
+
+    @property
+    def has_references(self) -> bool:
+        """Whether a stream or a callback is among its parameters and its result."""
+        return any(has_references(node) for node in (self.returns, *(parameter.node for parameter in self.parameters)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -142,9 +147,7 @@ class _Declaration:
             what = f"a {type(member).__name__}" if isinstance(member, property | classmethod | staticmethod) else "an attribute"
             raise ConfigError(f"{where} is {what}; an interface has plain methods only: make it a method, or start its name with _")
         if inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member):
-            raise ConfigError(f"{where} is async; declare it with plain def: callers wait for its result")
-        if inspect.isgeneratorfunction(member):
-            raise ConfigError(f"{where} is a generator; streams are not supported yet: return a list[...]")
+            raise ConfigError(f"{where} is async; declare it with plain def: callers wait for its result, or await fastplug.submit(...)")
 
     def method(self, name: str, index: int, function: types.FunctionType, owner: type) -> Method:
         where = f"{self.name}.{name}"
@@ -156,7 +159,12 @@ class _Declaration:
         parameters = tuple(self.parameter(p, f"{where}, parameter {p.name}", *names) for p in others)
         if whole.return_annotation is whole.empty:
             raise ConfigError(f"{where} does not say what it returns; annotate it, with None if it returns nothing")
-        returns = resolve(whole.return_annotation, where=f"{where}, result", globalns=names[0], localns=names[1], memo=self.memo)
+        returns = resolve(
+            whole.return_annotation, where=f"{where}, result", globalns=names[0], localns=names[1], memo=self.memo, role="result"
+        )
+        streams = [parameter.name for parameter in parameters if parameter.node.kind is Kind.STREAM]
+        if len(streams) > 1:
+            raise ConfigError(f"{where} takes the streams {' and '.join(streams)}; a method takes one at most: make it a stream of tuples")
         doc = inspect.cleandoc(function.__doc__) if function.__doc__ else None
         return Method(name, index, parameters, returns, bool(getattr(function, _OPTIONAL, False)), doc, whole.replace(parameters=others))
 
@@ -166,7 +174,9 @@ class _Declaration:
             raise ConfigError(f"{where}: {p} takes any number of arguments; declare one parameter of type {instead}")
         if p.annotation is p.empty:
             raise ConfigError(f"{where} has no annotation; say what type it has")
-        node = resolve(p.annotation, where=where, globalns=globalns, localns=localns, memo=self.memo)
+        node = resolve(p.annotation, where=where, globalns=globalns, localns=localns, memo=self.memo, role="parameter")
+        if node.kind is Kind.STREAM and p.default is not p.empty:
+            raise ConfigError(f"{where}: a stream has no default; let callers pass an empty one")
         return Parameter(p.name, node, MISSING if p.default is p.empty else p.default, p.kind is p.KEYWORD_ONLY)
 
     def names_in(self, function: types.FunctionType, owner: type) -> tuple[dict[str, Any], Mapping[str, Any]]:
@@ -248,8 +258,10 @@ def _fault(implementation: object, method: Method) -> str | None:
     function = getattr(implementation, method.name)
     if not callable(function):
         return f"{method.name} is no method but {type(function).__name__}"
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        return f"{method.name} is async or a generator; it must return its result"
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        return f"{method.name} is async; it must return its result"
+    if inspect.isgeneratorfunction(function) and method.returns.kind is not Kind.STREAM:
+        return f"{method.name} is a generator; it must return its result"
     try:
         signature = inspect.signature(function)
     except ValueError:  # a builtin that does not tell: the first call will

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from fastplug import dtypes
 from fastplug.annotation import DEPTH_LIMIT, MISSING, Kind, TypeNode
@@ -74,11 +74,22 @@ _PLAIN = {
     Kind.DECIMAL: "Decimal",
     Kind.UUID: "UUID",
 }
-_NESTED = {Kind.LIST: "list", Kind.TUPLE: "tuple", Kind.SEQUENCE: "sequence", Kind.DICT: "dict", Kind.OPTIONAL: "optional"}
+_NESTED = {
+    Kind.LIST: "list",
+    Kind.TUPLE: "tuple",
+    Kind.SEQUENCE: "sequence",
+    Kind.DICT: "dict",
+    Kind.OPTIONAL: "optional",
+    Kind.STREAM: "stream",
+}
 
 # How many types each nested form holds; None: any number.
-_ARITY = {"list": 1, "tuple": None, "sequence": 1, "dict": 2, "optional": 1}
+_ARITY = {"list": 1, "tuple": None, "sequence": 1, "dict": 2, "optional": 1, "stream": 1, "callback": None}
 _PLAIN_TAGS = frozenset(_PLAIN.values())
+
+# Where a type stands in a method, and what may stand only in some of these places.
+Place = Literal["value", "parameter", "optional", "result"]
+_PLACED = {"stream": ("parameter", "result"), "callback": ("parameter", "optional"), "interface": ("parameter", "optional")}
 
 
 def is_interface_name(name: object) -> bool:
@@ -98,6 +109,10 @@ def describe_type(node: TypeNode, seen: set[type] | None = None) -> TypeDescript
         return [_NESTED[node.kind], *(describe_type(arg, seen) for arg in node.args)]
     if node.kind is Kind.ARRAY:
         return ["array", node.dtype if node.dtype is None or node.dtype in dtypes.FAMILIES else dtypes.laid_out(dtypes.parsed(node.dtype))]
+    if node.kind is Kind.CALLBACK:
+        if node.interface is not None:
+            return ["interface", node.interface.name, [describe(method) for method in node.interface.methods]]
+        return ["callback", *(describe_type(arg, seen) for arg in node.args)]
     cls: Any = node.cls
     if node.kind is Kind.ARROW:
         return ["arrow", cls.__name__]
@@ -144,6 +159,10 @@ def type_text(described: TypeDescription) -> str:
         return f"{type_text(rest[0])}?"
     if tag == "sequence":
         return f"tuple[{type_text(rest[0])}, ...]"
+    if tag == "stream":
+        return f"Iterator[{type_text(rest[0])}]"
+    if tag == "callback":
+        return f"Callable[[{', '.join(map(type_text, rest[:-1]))}], {type_text(rest[-1])}]"
     if tag in _ARITY:
         return f"{tag}[{', '.join(map(type_text, rest)) or '()'}]"
     return str(rest[0])
@@ -209,26 +228,29 @@ class _Parser:
         taken: set[str] = set()
         return {"name": name, "methods": [self.method(method, taken) for method in self.items(methods, name, METHODS_LIMIT)]}
 
-    def method(self, obj: object, taken: set[str]) -> MethodDescription:
+    def method(self, obj: object, taken: set[str], *, called_back: bool = False) -> MethodDescription:
         name, parameters, returns = self.record(obj, "method", "name", "parameters", "returns")
         name = self.name(name, "method name", taken)
         self.structs = set()
         names: set[str] = set()
+        role: Place = "value" if called_back else "parameter"
         return {
             "name": name,
-            "parameters": [self.member(p, name, names, ("keyword",)) for p in self.items(parameters, name, TYPES_LIMIT)],
-            "returns": self.type(returns, f"{name}, result", 0),
+            "parameters": [self.member(p, name, names, ("keyword",), role=role) for p in self.items(parameters, name, TYPES_LIMIT)],
+            "returns": self.type(returns, f"{name}, result", 0, "value" if called_back else "result"),
         }
 
-    def member(self, obj: object, where: str, taken: set[str], marks: tuple[str, ...] = (), depth: int = 0) -> list[Any]:
+    def member(
+        self, obj: object, where: str, taken: set[str], marks: tuple[str, ...] = (), *, depth: int = 0, role: Place = "value"
+    ) -> list[Any]:
         """One parameter or field: [name, type, has_default, mark?]."""
         parts = self.items(obj, where, 3 + len(marks))
         if len(parts) < 3 or not isinstance(parts[2], bool) or any(mark not in marks for mark in parts[3:]):
             raise self.fail(where, "expected [name, type, has_default]")
         name = self.name(parts[0], where, taken)
-        return [name, self.type(parts[1], f"{where}, {name}", depth), parts[2], *parts[3:]]
+        return [name, self.type(parts[1], f"{where}, {name}", depth, role), parts[2], *parts[3:]]
 
-    def type(self, obj: object, where: str, depth: int) -> TypeDescription:
+    def type(self, obj: object, where: str, depth: int, role: Place = "value") -> TypeDescription:
         self.types += 1
         if depth > DEPTH_LIMIT or self.types > TYPES_LIMIT:
             raise self.fail(where, f"types nested more than {DEPTH_LIMIT} deep, or more than {TYPES_LIMIT} of them")
@@ -238,8 +260,13 @@ class _Parser:
             raise self.fail(where, "expected a type")
         if tag in _PLAIN_TAGS and not rest:
             return [tag]
-        if tag in _ARITY and _ARITY[tag] in (None, len(rest)):
-            return [tag, *(self.type(arg, where, depth + 1) for arg in rest)]
+        if tag in _PLACED and role not in _PLACED[tag]:
+            raise self.fail(where, f"a {tag} where none can be")
+        if tag == "interface" and len(rest) == 2:
+            return self.called_back(*rest, where=where)
+        if tag in _ARITY and _ARITY[tag] in (None, len(rest)) and (rest or tag != "callback"):
+            inner: Place = "optional" if tag == "optional" and role == "parameter" else "value"
+            return [tag, *(self.type(arg, where, depth + 1, inner) for arg in rest)]
         if tag == "array" and len(rest) == 1:
             return [tag, self.dtype(rest[0], where)]
         if tag == "arrow" and len(rest) == 1:
@@ -258,6 +285,14 @@ class _Parser:
             return dtypes.checked(obj)
         except ValueError as error:
             raise self.fail(where, str(error)) from error
+
+    def called_back(self, name: object, methods: object, *, where: str) -> TypeDescription:
+        """An interface whose methods the plugin calls: its structs are its own."""
+        name = self.name(name, where, accept=is_interface_name)
+        outer, taken = self.structs, set[str]()
+        found = [self.method(method, taken, called_back=True) for method in self.items(methods, where, METHODS_LIMIT)]
+        self.structs = outer
+        return ["interface", name, found]
 
     def named(self, tag: str, name: object, content: object, *, where: str, depth: int) -> TypeDescription:
         name = self.name(name, where, self.structs if tag == "struct" else None)
@@ -325,10 +360,22 @@ class _Comparison:
             return f"{where}: expected {_kind_text(expected)}, got {_kind_text(got)}"
         if tag == "struct":
             return self.structs(expected, got)
+        if tag == "interface":
+            return self.called_back(expected, got, where)
         if tag in _ARITY:
             inside = f"{where}, in {type_text(expected)}"
             return next(filter(None, (self.types(*pair, inside) for pair in zip(expected[1:], got[1:], strict=True))), None)
         return None if expected == got else f"{where}: expected {_kind_text(expected)}, got {_kind_text(got)}"
+
+    def called_back(self, expected: TypeDescription, got: TypeDescription, where: str) -> str | None:
+        """The roles are turned round: here the plugin calls, so what it knows the host must have."""
+        offered = {method["name"]: method for method in expected[2]}
+        for method in got[2]:
+            name = method["name"]
+            reason = compatible(method, offered[name]) if name in offered else "the host does not have it"
+            if reason:
+                return f"{where}, {got[1]}.{name}: {reason}"
+        return None
 
     def structs(self, expected: TypeDescription, got: TypeDescription) -> str | None:
         name, wanted, given = *expected[1:], got[2]
@@ -349,7 +396,7 @@ class _Comparison:
         return None
 
 
-_NAMED = frozenset({"struct", "enum", "flag"})
+_NAMED = frozenset({"struct", "enum", "flag", "interface"})
 
 
 def _kind_text(described: TypeDescription) -> str:

@@ -7,6 +7,7 @@ A test that takes ``transport`` (or a fixture that does) runs over each; ``@pyte
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import select
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.plugins.flows_api import Flows
 
 import fastplug
 
@@ -115,3 +117,21 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
     made = Gate(folder)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def flows_client(transport: str) -> Iterator[fastplug.Client]:
+    with started(transport, "tests.plugins.flows_plugin:PlainFlows") as client:
+        client.dispense(Flows)  # its threads start here
+        yield client
+
+
+@pytest.fixture
+def flows(flows_client: fastplug.Client) -> Iterator[Flows]:
+    """A handle of the plugin that all tests of the module share, which must be usable afterwards."""
+    handle: Flows = flows_client.dispense(Flows)
+    handle.log()
+    yield handle
+    gc.collect()
+    assert handle.double(4) == 8, "the handle is not usable any more"
+    handle.drop()

@@ -25,6 +25,7 @@ LAYERS = (
         "reattach_config",
         "secure",
         "signature",
+        "structs",
     ),
     # languages
     ("_wire", "_wire_arrow", "_wire_buffer", "_wire_containers", "_wire_scalars", "_wire_words", "yamux"),
@@ -123,7 +124,10 @@ def test_imports_point_down_only() -> None:
 
 
 # What the protocols share: calls over a link, what a plugin announces, what a host dispenses.
-SHARED = ("_call", "_inline", "_serve", "handle", "offering")
+SHARED = (
+    *("_activity", "_call", "_callbacks", "_inline", "_reading", "_remote", "_serve", "_session", "_streams", "_turn"),
+    *("handle", "offering"),
+)
 
 
 def protocol_of(module: str) -> str | None:

@@ -19,7 +19,8 @@ from fastplug._wire import MethodCodec, pack_error, pack_header, unpack_header
 from fastplug.deadlines import deadline
 from fastplug.errors import Closed, DeadlineExceeded, LocalProtocolError, RemoteError, RemoteProtocolError
 from fastplug.interfaces import interface, interface_of
-from fastplug.protocols._call import Caller, Remote
+from fastplug.protocols._call import Caller
+from fastplug.protocols._remote import Remote
 from fastplug.protocols._serve import Server, serving_port
 
 REQUEST, REPLY, ERROR = 1, 2, 3

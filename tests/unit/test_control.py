@@ -304,10 +304,11 @@ def test_many_threads_send(ends: tuple[Control, Control], seen: Seen) -> None:
 
 
 def test_hello_says_what_was_agreed_on() -> None:
-    check_hello({"fast": 1, "transport": "shm"}, "shm", "the peer")
+    check_hello({"fast": 1, "transport": "shm"}, 1, "shm", "the peer")
+    check_hello({"fast": 2, "transport": "shm"}, 2, "shm", "the peer")
     for body in ({}, {"fast": 2, "transport": "shm"}, {"fast": 1, "transport": "socket"}, {"fast": None, "transport": []}):
         with pytest.raises(RemoteProtocolError, match="the peer said HELLO"):
-            check_hello(body, "shm", "the peer")
+            check_hello(body, 1, "shm", "the peer")
 
 
 def test_noise_is_a_message_or_an_error(seen: Seen) -> None:

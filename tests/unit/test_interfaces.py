@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -160,17 +161,49 @@ class Async(Protocol):
     async def f(self) -> int: ...
 
 
-class Generating(Protocol):
-    def f(self) -> Iterator[int]:
-        yield 1
+class Nested(Protocol):
+    def f(self) -> Iterator[Iterator[int]]: ...
 
 
-class Streaming(Protocol):
-    def f(self) -> Iterator[int]: ...
+class Asynchronous(Protocol):
+    def f(self) -> AsyncIterator[int]: ...
+
+
+class TwoStreams(Protocol):
+    def f(self, x: Iterator[int], y: Iterable[str]) -> None: ...
+
+
+class DefaultStream(Protocol):
+    def f(self, x: Iterable[int] = ()) -> None: ...
+
+
+class Answering(Protocol):
+    def f(self) -> Callable[[int], None]: ...
 
 
 class CallingBack(Protocol):
-    def f(self, done: Callable[[int], None]) -> None: ...
+    def f(self, done: Callable[..., None]) -> None: ...
+
+
+class CalledDeep(Protocol):
+    def f(self, done: Callable[[Callable[[], None]], None]) -> None: ...
+
+
+class InAList(Protocol):
+    def f(self, done: list[Callable[[], None]]) -> None: ...
+
+
+@dataclasses.dataclass
+class Job:
+    done: Callable[[], None]
+
+
+class InADataclass(Protocol):
+    def f(self, job: Job) -> None: ...
+
+
+class Conversing(Protocol):
+    def f(self) -> Generator[int, str, None]: ...
 
 
 class WithProperty(Protocol):
@@ -209,9 +242,16 @@ class GenericProtocol(Protocol[T]):  # type: ignore[misc]
         (Starred, r"acme\.test/1\.f, parameter xs: .* list\[\.\.\.\]"),
         (DoublyStarred, r"acme\.test/1\.f, parameter xs: .* dataclass"),
         (Async, r"acme\.test/1\.f is async"),
-        (Generating, r"acme\.test/1\.f is a generator; streams are not supported yet"),
-        (Streaming, r"acme\.test/1\.f, result: .* streams are not supported yet"),
-        (CallingBack, r"acme\.test/1\.f, parameter done: .* callbacks are not supported yet"),
+        (Nested, r"acme\.test/1\.f, result, item: .* a stream is a whole result"),
+        (Asynchronous, r"acme\.test/1\.f, result: .* `async for`"),
+        (TwoStreams, r"acme\.test/1\.f takes the streams x and y"),
+        (DefaultStream, r"acme\.test/1\.f, parameter x: a stream has no default"),
+        (Answering, r"acme\.test/1\.f, result: .* never a result"),
+        (CallingBack, r"acme\.test/1\.f, parameter done: .* does not say what it takes"),
+        (CalledDeep, r"acme\.test/1\.f, parameter done, argument 0 of the callback: .* whole parameter"),
+        (InAList, r"acme\.test/1\.f, parameter done: .* whole parameter"),
+        (InADataclass, r"acme\.test/1\.f, parameter job, field Job\.done: .* whole parameter"),
+        (Conversing, r"acme\.test/1\.f, result: .* more than a stream"),
         (WithProperty, r"acme\.test/1\.f is a property"),
         (WithAttribute, r"acme\.test/1\.f is an attribute"),
         (WithValue, r"acme\.test/1\.f is an attribute"),

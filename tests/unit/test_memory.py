@@ -19,7 +19,8 @@ from tests.unit.test_leases import Keeper, KeeperPlugin
 from fastplug._wire import MethodCodec
 from fastplug.errors import RemoteProtocolError
 from fastplug.interfaces import interface_of
-from fastplug.protocols._call import Caller, Remote
+from fastplug.protocols._call import Caller
+from fastplug.protocols._remote import Remote
 from fastplug.protocols._serve import Server
 from fastplug.protocols.fast.control import Control, Message
 from fastplug.protocols.fast.memory import PeerLeft, SharedMemory

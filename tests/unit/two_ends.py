@@ -10,7 +10,8 @@ from typing import Any
 from fastplug._wire import MethodCodec
 from fastplug.errors import RemoteProtocolError
 from fastplug.interfaces import Interface
-from fastplug.protocols._call import Caller, Remote
+from fastplug.protocols._call import Caller
+from fastplug.protocols._remote import Remote
 from fastplug.protocols._serve import Server
 from fastplug.shm import _lane
 from fastplug.shm._arena import Arena

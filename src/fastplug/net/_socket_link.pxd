@@ -19,7 +19,6 @@ cdef class SocketLink(Link):
     cdef object sock
     cdef int fd                         # -1 when closed
     # How many frames went each way. Whoever is owed replies must be able to read while it waits to send.
-    cdef uint64_t sent
     cdef uint64_t received
     cdef bytes rest                     # of a frame that was given up half-way; goes first, so that the peer finds the next one
     # What was read ahead: the bytes [start, end) belong to frames that are not taken yet.
@@ -42,4 +41,5 @@ cdef class SocketLink(Link):
     cdef int _take(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1
     cdef int _begin(self, Decoder dec, int64_t until_ns) except -1
     cdef Py_ssize_t _receive_some(self, void* target, size_t n, int64_t until_ns) except -1
+    cdef bint _ready(self) noexcept
     cdef int _poll(self, short events, int64_t wait_ns) except -1

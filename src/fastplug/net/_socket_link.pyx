@@ -153,7 +153,7 @@ cdef class SocketLink(Link):
                 self.sent += 1          # the peer will answer it
             raise
         self.sent += 1
-        return 0
+        return 1
 
     cdef int _send_rest(self, int64_t until_ns) except -1:
         cdef iovec rest
@@ -167,7 +167,7 @@ cdef class SocketLink(Link):
         """Sends once, as much as goes: without waiting in the kernel when there is a deadline, or a reply to read meanwhile."""
         cdef ssize_t sent
         cdef int error, fd
-        cdef bint careful = until_ns != 0 or self.sent > self.received
+        cdef bint careful = until_ns != 0 or self.duplex or self.sent > self.received
         cdef int flags = MSG_NOSIGNAL | MSG_DONTWAIT if careful else MSG_NOSIGNAL
         cdef msghdr message
         memset(&message, 0, sizeof(msghdr))
@@ -189,7 +189,7 @@ cdef class SocketLink(Link):
     cdef int _wait_writable(self, int64_t until_ns, bint begun) except -1:
         """Waits a slice at most. Two sides that only send would wait for each other for ever, so late replies are read meanwhile."""
         cdef int64_t left = _SLICE_NS if not until_ns else min(_SLICE_NS, until_ns - fp_now_ns())
-        cdef bint reads = self.sent > self.received and len(self.backlog) < BACKLOG_FRAMES and self.backlog_bytes < BACKLOG_BYTES
+        cdef bint reads = (self.duplex or self.sent > self.received) and len(self.backlog) < BACKLOG_FRAMES and self.backlog_bytes < BACKLOG_BYTES
         if left <= 0:
             if begun:
                 raise DeadlineExceeded("the plugin did not take the whole call before the deadline; its late answer will be dropped")
@@ -286,6 +286,13 @@ cdef class SocketLink(Link):
                 if left <= 0:
                     return 0
                 self._poll(POLLIN, left)
+
+    cdef bint has_frame(self) except -1:
+        return bool(self.backlog) or self.end > self.start or self._ready()
+
+    cdef bint _ready(self) noexcept:
+        cdef pollfd one = [self.fd, POLLIN, 0]
+        return c_poll(&one, 1, 0) > 0
 
     cdef int _poll(self, short events, int64_t wait_ns) except -1:
         """What is ready of ``events``; 0 after the time or a signal. A hang-up counts as all of them."""

@@ -1,1 +1,1 @@
-"""The protocols, a folder or module each; none imports another. ``_call``, ``_serve``, ``_inline`` belong to those with the fast codec."""
+"""The protocols, a folder or module each; none imports another. those with the fast codec share ``_call``, ``_serve`` and the like."""

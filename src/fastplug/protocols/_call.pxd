@@ -1,44 +1,45 @@
 # The caller's half of calls over a Link. Which link (shared memory, socket, queue) is not known here.
 
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint64_t
 
-from fastplug._wire cimport ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec
-from fastplug.shm._port cimport ArenaPort
-
-
-cdef class Caller:
-    # One connection's calling side. One call at a time; other threads queue for `lock`.
-    cdef readonly Link link
-    cdef readonly ArrayPort port
-    cdef ArenaPort arena_port           # the port, when it is one
-    cdef Encoder enc
-    cdef Decoder dec
-    cdef void* lock
-    cdef unsigned long owner            # thread that holds the lock, 0 when nobody does
-    cdef uint64_t next_call
-    cdef uint64_t answered              # the call that was answered last: replies come in the order of their calls
-    cdef public object gave_up          # callable(lane, call, stack wanted) -> (stack, why there is none), for a call nobody waits for any more; or None
-    cdef public int lane                # which of the connection's lanes this is
-    cdef object lost                    # callable(method or None) -> the error for a connection that ended
-    cdef object refusal                 # an error class and text once the caller cannot be used any more
-    cdef int owner_pid
-    cdef uint32_t mark                  # of the process that made it: a fork of that one must not call
-    cdef readonly uint64_t calls
-    cdef readonly uint64_t late         # replies dropped because nobody waited for them any more
-    cdef object call(self, Remote method, tuple args, dict kwargs)
-    cdef object _answer(self, Remote method, int64_t until)
-    cdef object _call(self, Remote method, tuple args, dict kwargs, int64_t until, uint64_t* under_way)
-    cdef object _give_up(self, uint64_t call, object error)
-    cdef int _send(self, Remote method, tuple args, dict kwargs, int64_t until) except -1
-    cdef int _lock(self, int64_t until, str what) except -1
-    cdef void _unlock(self) noexcept
-    cdef int _drop(self, FrameHeader* header) except -1
+from fastplug._wire cimport MethodCodec, References
+from fastplug.protocols._reading cimport Reading
+from fastplug.protocols._turn cimport Pending
 
 
-cdef class Remote:
-    # One method of a dispensed interface: what `dsp.total` is.
+cdef class Bound:
+    # One method of a dispensed interface, on one connection.
     cdef Caller caller
-    cdef MethodCodec codec
+    cdef readonly MethodCodec codec
     cdef uint16_t interface
     cdef uint16_t index
-    cdef dict __dict__                  # __name__, __doc__, __signature__: for help()
+
+
+cdef class Caller(Reading):
+    # One connection's calling side.
+    cdef public object gave_up          # callable(lane, call, stack wanted) -> (stack, why there is none), for a call nobody waits for any more; or None
+    cdef public int lane                # which of the connection's lanes this is
+    cdef uint64_t next_call
+    cdef HostReferences references
+    cdef object reader                  # the thread that reads for Calls with done-callbacks; None: there is none
+    cdef Py_ssize_t watched             # how many there are
+    cdef object wanted                  # an Event: there is one
+    cdef readonly uint64_t calls
+    cdef object call(self, Bound method, tuple args, dict kwargs)
+    cdef int open(self, Pending call, Bound method, tuple args, dict kwargs, int flags) except -1
+    cdef object call_with(self, Pending call, Bound method, tuple args, dict kwargs, int64_t until, uint64_t* under_way)
+    cdef int submit(self, Pending call, Bound method, tuple args, dict kwargs, bint lazy) except -1
+    cdef uint64_t begin(self, Bound method, tuple args, dict kwargs, int64_t until, int flags) except 0
+    cdef int wait(self, Pending call, int64_t until) except -1
+    cdef int watch(self, Pending call, object function) except -1
+    cdef object plain(self, Bound method, tuple args, dict kwargs, int64_t until, uint64_t* under_way)
+    cdef object tell_plugin(self, uint64_t number, object error)
+
+
+cdef class HostReferences(References):
+    # What the arguments of one call bring: callbacks get numbers, a stream becomes its feed.
+    cdef Caller caller
+    cdef Pending call
+
+
+cdef int64_t caller_until() except? -1

@@ -1,123 +1,102 @@
-"""The caller's half of calls over a Link: request, reply, error, deadline.
+"""The caller's half of calls over a Link: many under way, each answered by frames with its number.
 
-A caller sends one REQUEST and waits for the reply with its call id. Replies to calls that were given up (deadline, Ctrl-C) come later;
-they are dropped, and the blocks they name are given back. docs/wire.md, "Frames".
+Whoever waits reads the link and gives each frame to the call it belongs to. A call that was given up (deadline, Ctrl-C, cancel) stays in the
+table until its late answer comes, which is dropped, and the blocks it names are given back. docs/wire.md, "Frames"; the shape of all this is
+docs/decisions/2026-11-26-many-calls.md.
 """
 
-import os
+import logging
 import random
+import threading
+import time
 
 from cpython.contextvars cimport get_value
-from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint64_t
 from libc.string cimport memset
 
 from fastplug._wire cimport (
-    FLAG_METADATA, FLAG_SPILLED, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec,
-    decode_error, put_metadata, skip_rest, skip_value,
+    FLAG_METADATA, FLAG_WAITS, FRAME_CANCEL, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, FrameHeader, Link, References,
+    put_metadata,
 )
-from fastplug.shm._port cimport ArenaPort
+from fastplug.protocols._callbacks cimport Registry
+from fastplug.protocols._reading cimport Reading
+from fastplug.protocols._streams cimport Incoming, Outgoing
+from fastplug.protocols._turn cimport PENDING, Pending
 
-from fastplug._wire_words import Unbuilt
+from fastplug._wire import Unfit
 from fastplug.contexts import METADATA as _metadata
 from fastplug.deadlines import UNTIL_NS as _until_ns
-from fastplug.errors import Closed, DeadlineExceeded, LocalProtocolError, PluginError, RemoteError, RemoteProtocolError, seen_by_handler
+from fastplug.errors import Cancelled, DeadlineExceeded, PluginError, RemoteError, RemoteProtocolError
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
-    int fp_fork_init()
-    uint32_t fp_mark()
-    int fp_is_home(uint32_t)
 
 cdef extern from "pythread.h":
     ctypedef enum PyLockStatus: PY_LOCK_FAILURE, PY_LOCK_ACQUIRED, PY_LOCK_INTR
-    void* PyThread_allocate_lock()
-    void PyThread_free_lock(void*)
     int PyThread_acquire_lock(void*, int) nogil
     PyLockStatus PyThread_acquire_lock_timed(void*, long long microseconds, int intr_flag) nogil
     void PyThread_release_lock(void*)
     unsigned long PyThread_get_thread_ident()
 
-if fp_fork_init():
-    raise ImportError("MADV_WIPEONFORK is missing: fastplug needs Linux 4.14 or later")
-
 cdef object UNTIL_NS = _until_ns
 cdef object METADATA = _metadata
 
-# A thread that queues for a handle looks up this often: a lock wait on a thread that is not the main one is not interrupted by signals.
-cdef long long QUEUE_SLICE_US = 100_000
 # Callers have been woken by the end of their link; this long for a machine that is busy with something else.
 cdef long long RELEASE_US = 1_000_000
 
+# The reader's turn: a call of another thread waits for the link this long at most while somebody awaits an answer on it.
+cdef int64_t READ_SLICE_NS = 1_000_000
+# Time for those who queue to take the link before the reader does again.
+YIELD_S = 50e-6
+# To start a thread takes 50 us: it stays for the next awaited call.
+READER_IDLE_S = 0.5
 
-cdef inline int64_t _until() except? -1:
+_log = logging.getLogger("fastplug.calls")
+
+
+cdef int64_t caller_until() except? -1:
     """The caller's deadline, CLOCK_MONOTONIC in nanoseconds; 0 without one."""
     until = get_value(UNTIL_NS)
     return 0 if until is None else until
 
 
-cdef class Remote:
-    """One method of a dispensed interface, callable from any thread.
+cdef class HostReferences(References):
+    cdef uint64_t put_callback(self, object value, Codec codec) except? 0:
+        number = self.caller.registry.register(value, codec, self.call)
+        if self.call.passed is None:
+            self.call.passed = []
+        self.call.passed.append(number)
+        return number
 
-    Raises what the declared handler raises (as RemoteError), ArgumentError, ResultError, DeadlineExceeded, PluginDied, Closed,
-    ArenaExhausted, CopyRequired, RemoteProtocolError.
-    """
-
-    def __init__(self, Caller caller not None, MethodCodec codec not None, interface: int, index: int, doc, signature):
-        self.caller = caller
-        self.codec = codec
-        self.interface = interface
-        self.index = index
-        self.__name__ = codec.name
-        self.__qualname__ = codec.qualified
-        self.__doc__ = doc
-        self.__signature__ = signature
-
-    def __call__(self, *args, **kwargs):
-        return self.caller.call(self, args, kwargs)
-
-    def __repr__(self):
-        return f"<fastplug method {self.codec.qualified}>"
-
-    def __reduce__(self):
-        raise TypeError("a live method cannot be pickled; pickle a fastplug.Spec and open it where it is needed")
+    cdef int put_stream(self, object value, Codec codec) except -1:
+        try:
+            iterator = iter(value)
+        except TypeError:
+            raise Unfit(f"{type(value).__qualname__}, which cannot be iterated") from None
+        self.call.feed = Outgoing(iterator, self.caller.stream_bytes)
+        return 0
 
 
-cdef class Caller:
+cdef class Bound:
+    pass
+
+
+cdef class Caller(Reading):
     """The calling side of one connection.
 
     Args:
         link: where frames go.
         port: how arrays go.
         lost: called with the method in flight or None when the link ends; returns the error to raise.
-        message_bytes_max: a larger payload is refused; None is the codec's own limit.
+        registry: where callbacks get their numbers; one for all lanes of a connection.
     """
 
-    def __cinit__(self):
-        self.lock = PyThread_allocate_lock()
-        if self.lock == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        if self.lock != NULL:
-            PyThread_free_lock(self.lock)
-
-    def __init__(self, Link link not None, ArrayPort port not None, lost):
-        self.link = link
-        self.port = port
-        self.arena_port = port if isinstance(port, ArenaPort) else None
-        self.enc = Encoder(port)
-        self.enc.gathers = link.gathers
-        self.dec = Decoder(port)
-        self.lost = lost
-        self.owner_pid = os.getpid()
-        self.mark = fp_mark()
-        self.next_call = self.answered = random.getrandbits(48)         # wire.md: a reply of an earlier connection can hardly match
-
-    def close(self, error) -> None:
-        """From now on calls raise ``error``, or what it returns if it is a callable. Who waits is woken by the link's own end."""
-        if self.refusal is None:
-            self.refusal = error
+    def __init__(self, Link link not None, ArrayPort port not None, lost, Registry registry=None):
+        Reading.__init__(self, link, port, lost, registry)
+        self.references = HostReferences.__new__(HostReferences)
+        self.references.caller = self
+        self.enc.references = self.references
+        self.next_call = random.getrandbits(48)         # wire.md: a reply of an earlier connection can hardly match
 
     def release(self) -> None:
         """After close() and the end of the link: gives the memory back, though handles live on.
@@ -128,6 +107,8 @@ cdef class Caller:
         with nogil:
             status = PyThread_acquire_lock_timed(self.lock, RELEASE_US, 0)
         if status == PY_LOCK_ACQUIRED:
+            self.fail_all(self._refused())
+            self.references.caller = None
             self.link = None
             self.port = None
             self.arena_port = None
@@ -135,198 +116,283 @@ cdef class Caller:
             self.dec = None
             PyThread_release_lock(self.lock)
 
-    cdef int _lock(self, int64_t until, str what) except -1:
-        cdef PyLockStatus status
-        cdef long long wait_us
-        cdef unsigned long me = PyThread_get_thread_ident()
-        if PyThread_acquire_lock(self.lock, 0):
-            self.owner = me
-            return 0
-        if self.owner == me:
-            raise LocalProtocolError(
-                f"{what}() was called while this thread already waits in a call on the same handle (from a signal handler, a finalizer or "
-                "an argument's __index__); make the call after that one, or open a second handle"
-            )
-        while True:
-            wait_us = QUEUE_SLICE_US
-            if until:
-                wait_us = min(wait_us, (until - fp_now_ns()) // 1000)
-                if wait_us <= 0:
-                    raise DeadlineExceeded(f"{what}() was still waiting for other calls on this handle when its deadline ran out; nothing was sent")
-            with nogil:
-                status = PyThread_acquire_lock_timed(self.lock, wait_us, 1)
-            if status == PY_LOCK_ACQUIRED:
-                self.owner = me
-                return 0
-            PyErr_CheckSignals()
+    # -- one call
 
-    cdef void _unlock(self) noexcept:
-        self.owner = 0
-        PyThread_release_lock(self.lock)
-
-    cdef object call(self, Remote method, tuple args, dict kwargs):
-        cdef int64_t until = _until()
+    cdef object call(self, Bound method, tuple args, dict kwargs):
+        cdef int64_t until = caller_until()
         cdef uint64_t under_way = 0
-        if not fp_is_home(self.mark) or self.refusal is not None:
+        if not self.at_home() or self.refusal is not None:
             raise self._refused()
         try:
-            return self._call(method, args, kwargs, until, &under_way)
+            if method.codec.has_references:
+                return self.call_with(Pending.__new__(Pending), method, args, kwargs, until, &under_way)
+            return self.plain(method, args, kwargs, until, &under_way)
         except BaseException as error:          # a deadline, Ctrl-C, whatever a signal handler raises
-            if under_way and self.gave_up is not None and self.answered < under_way:
-                self._give_up(under_way, error)
+            if under_way:
+                self.tell_plugin(under_way, error)
             raise
 
-    cdef object _give_up(self, uint64_t call, object error):
+    cdef object tell_plugin(self, uint64_t number, object error):
         """Nobody waits for this call any more: the plugin is told, and says where it is. Without the lane's lock, since that may take 100 ms."""
-        if isinstance(error, PluginError) and not isinstance(error, DeadlineExceeded):
+        if self.gave_up is None or isinstance(error, PluginError) and not isinstance(error, (DeadlineExceeded, Cancelled)):
             return                  # the connection is of no use any more
         try:
-            stack, reason = self.gave_up(self.lane, call, isinstance(error, DeadlineExceeded))
+            stack, reason = self.gave_up(self.lane, number, isinstance(error, PluginError))
         except Exception as failed:
             stack, reason = "", f"{type(failed).__name__}: {failed}"
-        if isinstance(error, DeadlineExceeded):
+        if isinstance(error, PluginError):
             error.plugin_stack, error.no_stack = stack, reason
 
-    cdef object _call(self, Remote method, tuple args, dict kwargs, int64_t until, uint64_t* under_way):
-        self._lock(until, method.codec.qualified)
+    cdef object plain(self, Bound method, tuple args, dict kwargs, int64_t until, uint64_t* under_way):
+        """The fast road: one request, and its answer. ``under_way`` is the number of a call that was given up."""
+        cdef FrameHeader header
+        cdef uint64_t number = 0
+        cdef int locked = self._lock(until, method.codec.qualified)
         try:
             if self.refusal is not None:
                 raise self._refused()
-            self._send(method, args, kwargs, until)
-            under_way[0] = self.next_call
-            result = self._answer(method, until)
-            under_way[0] = 0
-            return result
+            number = self.begin(method, args, kwargs, until, 0)
+            while True:
+                if not self.link.receive(&header, self.dec, until):
+                    raise DeadlineExceeded(f"{method.codec.qualified}() had no answer before the deadline; a late one will be dropped")
+                if header.call == number and FRAME_REPLY <= header.kind <= FRAME_ERROR:
+                    break
+                self.dispatch(&header)
+                if self.asked:
+                    self.run_asked()
+            number = 0
+            return self.result_of(&header, method.codec, until)
         except EOFError as error:
-            if isinstance(error, RemoteError):
-                raise           # the handler's own
-            under_way[0] = 0
-            raise self.lost(method.codec.qualified) from (error if error.args else None)
+            number = 0
+            raise self.failure(error, method.codec.qualified)
         except RemoteProtocolError as error:
-            if not isinstance(error, Unbuilt):
-                self.refusal = error
-            raise
+            raise self.failure(error, method.codec.qualified)
         finally:
-            self._unlock()
+            if number:
+                self.pending[number] = None
+                self.link.duplex = True
+                under_way[0] = number
+            if locked:
+                self._unlock()
 
-    cdef int _send(self, Remote method, tuple args, dict kwargs, int64_t until) except -1:
+    cdef uint64_t begin(self, Bound method, tuple args, dict kwargs, int64_t until, int flags) except 0:
+        """Encodes and sends a REQUEST: its number."""
         cdef FrameHeader header
-        self.enc.reset()
+        cdef uint64_t sent
+        self.sending = True
         try:
+            self.enc.reset()
             memset(&header, 0, sizeof(FrameHeader))
             metadata = get_value(METADATA)
             if metadata is not None:
                 put_metadata(self.enc, metadata[1])
-                header.flags = FLAG_METADATA
+                flags |= FLAG_METADATA
             method.codec.encode_arguments(self.enc, args, kwargs)
-            if self.link.inline_limit and self.enc.size > self.link.inline_limit:
-                self.arena_port.spill(self.enc)
-                header.flags |= FLAG_SPILLED
+            header.flags = <uint16_t>flags
+            self.spill(&header)
             if until:
                 header.remaining_ns = until - fp_now_ns()
                 if header.remaining_ns <= 0:
                     raise DeadlineExceeded(f"{method.codec.qualified}(): the deadline was over before the call; nothing was sent")
-            self.next_call += 1
-            header.size = <unsigned int>(self.enc.size + self.enc.outside)
-            header.kind = FRAME_REQUEST
-            header.call = self.next_call
-            header.interface = method.interface
-            header.method = method.index
-            header.blocks = self.port.named
-            # sent counts before the peer can see the frame: it may return the blocks at once
-            self.port.commit()
         except BaseException:
+            self.sending = False
             self.port.rollback()
             self.enc.let_go()
             raise
+        sent = self.link.sent
         try:
-            self.link.send_encoded(&header, self.enc, until)
-        except BaseException:           # Ctrl-C, too, while the ring is full
-            if self.arena_port is not None:
-                self.arena_port.retract()
+            header.kind = FRAME_REQUEST
+            self.next_call += 1
+            header.call = self.next_call
+            header.interface = method.interface
+            header.method = method.index
+            self.transmit(&header, until)
+        except BaseException:
+            if self.link.sent != sent:
+                self.pending[header.call] = None        # a part of it went out: the peer will answer it
             raise
+        finally:
+            self.sending = False
         self.calls += 1
-        return 0
+        return header.call
 
-    cdef object _answer(self, Remote method, int64_t until):
-        cdef FrameHeader header
-        while True:
-            if not self.link.receive(&header, self.dec, until):
+    # -- calls with streams and callbacks, and calls that nobody waits for yet
+
+    cdef object call_with(self, Pending call, Bound method, tuple args, dict kwargs, int64_t until, uint64_t* under_way):
+        """A call that passes callbacks or a stream, or returns one: a result, or the Pending behind a ResultStream."""
+        cdef bint stream = method.codec.item is not None
+        cdef bint opened = False
+        cdef int locked = self._lock(until, method.codec.qualified)
+        call.caller, call.codec, call.until = self, method.codec, until
+        try:
+            self.open(call, method, args, kwargs, 0 if stream else FLAG_WAITS)
+            opened = stream
+            if not stream and not self.pump(call, until):
                 raise DeadlineExceeded(f"{method.codec.qualified}() had no answer before the deadline; a late one will be dropped")
-            if header.call == self.next_call and self.answered != self.next_call:
-                break
-            self._drop(&header)
-        self.answered = header.call
-        if header.flags & FLAG_SPILLED:
-            self._unspill()
-        if header.kind == FRAME_REPLY:
-            try:
-                return method.codec.decode_result(self.dec)
-            except Unbuilt:
-                skip_rest(self.dec)     # what it did not come to is given back
-                raise
-            finally:
-                self.link.consumed()
-        if header.kind == FRAME_ERROR:
-            error = decode_error(self.dec, method.codec.qualified)
-            raise seen_by_handler(error) if until else error
-        raise RemoteProtocolError(f"{method.codec.qualified}() was answered by a frame of kind {header.kind}")
+        except EOFError as error:
+            raise self.failure(error, method.codec.qualified)
+        except RemoteProtocolError as error:
+            raise self.failure(error, method.codec.qualified)
+        finally:
+            if not opened:
+                if call.state == PENDING and call.number:
+                    self.give_up(call, FRAME_CANCEL)
+                    under_way[0] = call.number
+                self.stop_feed(call)
+            if locked:
+                self._unlock()
+        if stream:
+            return call
+        try:
+            return call.outcome()
+        finally:
+            if type(call) is Pending:
+                call.value = None           # nobody else has it, but a callback that the plugin keeps refers to its call
 
-    cdef int _drop(self, FrameHeader* header) except -1:
-        """A reply that nobody waits for any more: the blocks it names go back."""
-        if header.kind != FRAME_REPLY and header.kind != FRAME_ERROR:
-            raise RemoteProtocolError(f"a frame of kind {header.kind} came where only replies may come")
-        if not self.answered < header.call <= self.next_call:
-            # so late replies are no more than the calls that were given up, and nobody waits for ever for the end of them
-            raise RemoteProtocolError(f"a reply to call {header.call} came, which was never made or has been answered")
-        self.answered = header.call
-        if header.flags & FLAG_SPILLED:
-            self._unspill()
-        if header.kind == FRAME_REPLY:
-            skip_value(self.dec)
-        self.link.consumed()
-        self.late += 1
+    cdef int submit(self, Pending call, Bound method, tuple args, dict kwargs, bint lazy) except -1:
+        """Sends a request that nobody waits for yet."""
+        cdef int64_t until = caller_until()
+        cdef int locked
+        if not self.at_home() or self.refusal is not None:
+            raise self._refused()
+        locked = self._lock(until, method.codec.qualified)
+        call.caller, call.codec, call.until = self, method.codec, until
+        try:
+            if len(self.pending) >= self.in_flight_max:
+                self.make_room(until)
+            self.link.lazy = lazy
+            self.open(call, method, args, kwargs, 0)
+        except EOFError as error:
+            raise self.failure(error, method.codec.qualified)
+        except RemoteProtocolError as error:
+            raise self.failure(error, method.codec.qualified)
+        finally:
+            if self.link is not None:
+                self.link.lazy = False
+            if locked:
+                self._unlock()
         return 0
 
-    def _unspill(self):
-        if self.arena_port is None:
-            raise RemoteProtocolError("a spilled payload came where there is no shared memory")
-        self.arena_port.unspill(self.dec)
+    cdef int open(self, Pending call, Bound method, tuple args, dict kwargs, int flags) except -1:
+        if self.refusal is not None:
+            raise self._refused()
+        if call.codec.item is not None:
+            call.items = Incoming()
+        self.references.call = call
+        try:
+            call.number = self.begin(method, args, kwargs, call.until, flags)
+        except BaseException:
+            for number in call.passed or ():
+                self.registry.forget(number)
+            call.feed = None            # it was never asked for anything
+            raise
+        finally:
+            self.references.call = None
+        self.pending[call.number] = call
+        self.link.duplex = True
+        return 0
+
+    cdef int wait(self, Pending call, int64_t until) except -1:
+        """1: the call has an answer, or its stream an item. 0: the time is up."""
+        cdef int turn
+        while not call.ready():
+            if until and fp_now_ns() >= until:
+                return 0
+            if not self.at_home():
+                raise self._refused()
+            turn = self.lead(call, until)
+            if turn == -2:
+                continue
+            try:
+                if call.ready():
+                    return 1
+                if self.refusal is not None:
+                    raise self._refused()
+                return self.pump(call, until)
+            except EOFError as error:
+                raise self.failure(error, call.codec.qualified)
+            except RemoteProtocolError as error:
+                raise self.failure(error, call.codec.qualified)
+            finally:
+                if turn == 1:
+                    self._unlock()
+        return 1
+
+    # -- calls that somebody wants to be told of
+
+    cdef int watch(self, Pending call, object function) except -1:
+        """``function(call)`` on the reader's thread when the call, which is under way, is done."""
+        if call.callbacks is None:
+            call.callbacks = []
+            self.watched += 1
+        call.callbacks.append(function)
+        if self.reader is None:
+            self.wanted = threading.Event()
+            self.reader = threading.Thread(target=self.read, name="fastplug reader", daemon=True)
+            self.reader.start()
+        self.wanted.set()
+        return 0
+
+    def read(self) -> None:
+        """The body of the reader's thread: reads for watched calls, a slice at a time. It ends when there have been none for a while."""
+        while True:
+            self.run_finished()
+            if self.watched:
+                self.read_slice()
+                if self.queued or self.waiting:
+                    time.sleep(YIELD_S)
+                continue
+            self.wanted.clear()
+            if not self.wanted.wait(READER_IDLE_S) and not self.watched and not self.finished:
+                self.reader = None
+                return
+
+    def read_slice(self) -> None:
+        cdef FrameHeader header
+        cdef PyLockStatus status
+        with nogil:
+            status = PyThread_acquire_lock_timed(self.lock, READ_SLICE_NS // 1000, 0)
+        if status != PY_LOCK_ACQUIRED:
+            return
+        self.owner = PyThread_get_thread_ident()
+        try:
+            if self.refusal is not None:
+                self.fail_all(self._refused())
+            elif self.link.receive(&header, self.dec, fp_now_ns() + READ_SLICE_NS):
+                self.dispatch(&header)
+                if self.asked:
+                    self.run_asked()
+        except Exception as error:
+            self.fail_all(self.failure(error, None))
+        finally:
+            self._unlock()
+
+    def run_finished(self) -> None:
+        """Calls back for every watched call that is done."""
+        while self.finished:
+            call = <Pending>self.finished.pop(0)
+            functions, (<Pending>call).callbacks = (<Pending>call).callbacks, None
+            self.watched -= 1
+            for function in functions:
+                try:
+                    function(call)
+                except Exception:
+                    _log.exception("a done-callback of %s() raised", (<Pending>call).codec.qualified)
 
     def drain(self) -> None:
         """Drops late replies that have come meanwhile, unless a call is under way."""
         cdef FrameHeader header
-        if not fp_is_home(self.mark) or self.refusal is not None or not PyThread_acquire_lock(self.lock, 0):
+        if not self.at_home() or self.refusal is not None or not PyThread_acquire_lock(self.lock, 0):
             return
         self.owner = PyThread_get_thread_ident()
         try:
             if self.refusal is not None:
                 return              # closed while this waited: there is no link any more
             while self.link.receive(&header, self.dec, 1):          # a time in the past: what is there, without waiting
-                self._drop(&header)
+                self.dispatch(&header)
         except EOFError:
             return              # the next call will say so
         except RemoteProtocolError as error:
             self.refusal = error
         finally:
             self._unlock()
-
-    def _refused(self):
-        """A new error each time: one that is raised twice collects tracebacks."""
-        if not fp_is_home(self.mark):
-            return Closed(
-                f"this handle belongs to process {self.owner_pid}; this is process {os.getpid()}, forked from it. "
-                "Open the plugin again here (fastplug.Spec can be passed on)."
-            )
-        if isinstance(self.refusal, RemoteProtocolError):
-            again = RemoteProtocolError(f"the connection is not used any more after an earlier error: {self.refusal}")
-            again.__cause__ = self.refusal
-            return again
-        if callable(self.refusal) and not isinstance(self.refusal, Exception):
-            return self.refusal()
-        return Closed(str(self.refusal))
-
-    def check_usable(self) -> None:
-        """Raises what a call would raise before it sends anything."""
-        if not fp_is_home(self.mark) or self.refusal is not None:
-            raise self._refused()

@@ -1,20 +1,29 @@
 # The plugin's half of calls over a Link.
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
-from fastplug._wire cimport ArrayPort, Decoder, Encoder, FrameHeader, Link
-from fastplug.shm._port cimport ArenaPort
+from fastplug._wire cimport FrameHeader, MethodCodec, References
+from fastplug.protocols._activity cimport Activation, Activity
 
 
-cdef class Server:
+cdef class Served:
+    # One method that is served.
+    cdef MethodCodec codec
+    cdef object function
+    cdef int quick                      # how often in a row it was, at most QUICK_RUNS
+
+
+cdef class PluginReferences(References):
+    # What the arguments of one request bring.
+    cdef Server server
+    cdef Activation call
+
+
+cdef class Server(Activity):
     # One connection's serving side: runs handlers one after another on the thread that calls run().
-    cdef readonly Link link
-    cdef readonly ArrayPort port
-    cdef ArenaPort arena_port
-    cdef Encoder enc
-    cdef Decoder dec
-    cdef list interfaces                # index -> list of (MethodCodec, handler)
-    cdef uint32_t mark                  # of the process that made it: a fork of that one must not answer
+    cdef list interfaces                # index -> list of Served
+    cdef PluginReferences references
+    cdef object ready                   # Activations whose handler has not been run: a deque
     cdef readonly uint64_t calls
     # The call whose handler runs, for contexts and cancellation. A context is made when the handler, or a cancellation, asks for one.
     cdef readonly uint64_t running      # its id; 0 when none runs (ids start at random and 0 is never met)
@@ -22,9 +31,13 @@ cdef class Server:
     cdef int64_t until_ns               # the caller's deadline, 0 without one
     cdef dict metadata
     cdef object context
+    cdef Activation current             # None for a plain call
     cdef dict cancelled                 # call -> None, in order of arrival: cancelled before their handlers began
-    cdef object _check_begun(self, uint64_t call)
-    cdef int _handle(self, FrameHeader* header) except -1
-    cdef int _check_home(self) except -1
-    cdef int _fail(self, FrameHeader* header, error) except -1
-    cdef int _reply(self, FrameHeader* request, int kind) except -1
+    cdef object check_begun(self, uint64_t call)
+    cdef int take(self, FrameHeader* header) except -1
+    cdef Served served(self, FrameHeader* header)
+    cdef Activation request(self, FrameHeader* header)
+    cdef int plain(self, FrameHeader* header, Served served) except -1
+    cdef int run_one(self, Activation call) except -1
+    cdef int answer(self, FrameHeader* header, int kind) except -1
+    cdef int tell_released(self) except -1

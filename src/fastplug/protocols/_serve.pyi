@@ -1,18 +1,27 @@
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from typing_extensions import disjoint_base
 
-from fastplug._wire import ArrayPort, Link, MethodCodec
+from fastplug._wire import ArrayPort, Link, MethodCodec, References
 from fastplug.contexts import Context
+from fastplug.protocols._activity import Activity
+from fastplug.protocols._callbacks import CallbackLine
 from fastplug.shm._port import ArenaPort
 
+NESTED_MAX: Final[int]
+QUEUED_MAX: Final[int]
+CANCELLED_MAX: Final[int]
+
 @disjoint_base
-class Server:
-    @property
-    def link(self) -> Link: ...
-    @property
-    def port(self) -> ArrayPort: ...
+class Served:
+    def __init__(self, codec: MethodCodec, function: Callable[..., Any] | None) -> None: ...
+
+@disjoint_base
+class PluginReferences(References): ...
+
+@disjoint_base
+class Server(Activity):
     @property
     def calls(self) -> int: ...
     @property
@@ -20,7 +29,11 @@ class Server:
     @property
     def thread(self) -> int: ...
     def __init__(
-        self, link: Link, port: ArrayPort, interfaces: Iterable[Sequence[tuple[MethodCodec, Callable[..., Any] | None]]]
+        self,
+        link: Link,
+        port: ArrayPort,
+        interfaces: Iterable[Sequence[tuple[MethodCodec, Callable[..., Any] | None]]],
+        line: CallbackLine | None = None,
     ) -> None: ...
     def run(self) -> None: ...
     def current_context(self) -> Context | None: ...

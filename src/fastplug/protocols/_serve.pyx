@@ -1,5 +1,11 @@
-"""The plugin's half of calls over a Link: takes requests, runs handlers, answers."""
+"""The plugin's half of calls over a Link: takes requests, runs handlers, advances streams, answers.
 
+Frames come first, then one handler that has not run, then one item of a stream, in turns. A handler that waits itself (for the answer to a
+callback, for an item of the stream that it takes) does the same meanwhile: requests that come then run on top of it.
+docs/decisions/2026-11-26-many-calls.md says why.
+"""
+
+import collections
 import os
 import threading
 
@@ -7,10 +13,12 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastplug._wire cimport (
-    FLAG_METADATA, FLAG_SPILLED, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec, encode_error,
-    get_metadata, skip_rest,
+    FLAG_METADATA, FLAG_WAITS, FRAME_ERROR, FRAME_RELEASE, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, FrameHeader, Link, MethodCodec,
+    References, encode_error, get_metadata, skip_rest,
 )
-from fastplug.shm._port cimport ArenaPort
+from fastplug.protocols._activity cimport Activation, Activity, Input
+from fastplug.protocols._callbacks cimport CallbackLine, target_of
+from fastplug.protocols._streams cimport Incoming
 
 from fastplug._wire_words import Unbuilt
 from fastplug.contexts import CALLS, Context
@@ -18,62 +26,91 @@ from fastplug.errors import Cancelled, Closed, RemoteProtocolError
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
-    int fp_fork_init()
-    uint32_t fp_mark()
-    int fp_is_home(uint32_t)
     void fp_point(const char*)
     enum: FP_DEBUG
-
-if fp_fork_init():
-    raise ImportError("MADV_WIPEONFORK is missing: fastplug needs Linux 4.14 or later")
 
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
 
-# Cancellations of calls that have not begun, or that ended meanwhile: the oldest of more than these is one of the latter.
-cdef Py_ssize_t CANCELLED_MAX = 4096
+# Handlers on top of handlers that wait: a chain of callbacks this deep is an endless one, and Python's own stack ends soon after.
+NESTED_MAX = 32
+cdef int _NESTED_MAX = NESTED_MAX
+# Requests that were decoded while there was no room to answer. A host has at most 1024 calls under way on a lane.
+QUEUED_MAX = 4096
+# Cancellations that came before their calls: a host has no more calls under way, and one that makes them up gets no further.
+CANCELLED_MAX = 1024
+cdef Py_ssize_t _QUEUED_MAX = QUEUED_MAX
+# While the plugin keeps callbacks, an idle server looks this often whether one was dropped.
+cdef int64_t RELEASE_SLICE_NS = 500_000_000
+# A handler is quick when it takes less than this; after so many quick runs in a row its answer may wait for the next ones to be published.
+cdef int64_t QUICK_NS = 10_000
+cdef int QUICK_RUNS = 64
 
 # The port of the connection whose handler runs on this thread: fastplug.empty() makes its arrays there.
 _serving = threading.local()
 
 
-cdef class Server:
+cdef class Served:
+    def __init__(self, MethodCodec codec not None, function):
+        self.codec = codec
+        self.function = function
+
+
+cdef class PluginReferences(References):
+    cdef object get_callback(self, uint64_t number, Codec codec):
+        return target_of(self.server.line, number, codec, self.call)
+
+    cdef int drop_callback(self, uint64_t number) except -1:
+        self.server.line.drop(number)
+        return 0
+
+    cdef object get_stream(self, Codec codec):
+        self.call.feed = Incoming()
+        made = Input.__new__(Input)
+        (<Input>made).call = self.call
+        return made
+
+
+cdef class Server(Activity):
     """The serving side of one connection.
 
     Args:
         link, port: as for Caller.
         interfaces: one list per interface, of (MethodCodec, handler or None), in the order that was announced.
+        line: how callbacks reach the host when no call waits; one for all lanes of a connection.
     """
 
-    def __init__(self, Link link not None, ArrayPort port not None, interfaces):
-        self.link = link
-        self.port = port
-        self.arena_port = port if isinstance(port, ArenaPort) else None
-        self.enc = Encoder(port)
-        self.enc.gathers = link.gathers
-        self.dec = Decoder(port)
-        self.interfaces = [list(methods) for methods in interfaces]
-        self.mark = fp_mark()
+    def __init__(self, Link link not None, ArrayPort port not None, interfaces, CallbackLine line=None):
+        Activity.__init__(self, link, port, line)
+        self.interfaces = [[Served(codec, handler) for codec, handler in methods] for methods in interfaces]
+        self.references = PluginReferences.__new__(PluginReferences)
+        self.references.server = self
+        self.dec.references = self.references
+        self.ready = collections.deque()
         self.cancelled = {}
 
     def run(self) -> None:
         """Handles calls until the link ends. Raises RemoteProtocolError when the host breaks the protocol."""
-        cdef FrameHeader header
         _serving.port = self.arena_port
         CALLS.current = self.current_context
         self.thread = PyThread_get_thread_ident()
         if self.arena_port is not None:
             self.arena_port.begin_serving()
         try:
-            while self.link.receive(&header, self.dec, 0):
-                self._handle(&header)
+            while True:
+                self.step()
         except EOFError:
             return
         finally:
+            self.stopping = True
+            self.close_streams()
             if self.arena_port is not None:
                 self.arena_port.end_serving()
             _serving.port = None
             CALLS.current = None
+            self.references.server = None
+
+    # -- the call whose handler runs
 
     def current_context(self) -> object:
         """The context of the call whose handler runs here; None when none does."""
@@ -81,78 +118,240 @@ cdef class Server:
             return None
         if self.context is None:
             self.context = Context(self.until_ns or None, self.metadata)
+            if self.current is not None:
+                self.current.context = self.context     # of a stream: the same for each of its items
         return self.context
 
     def cancel(self, call: int) -> bool:
         """Any thread: the caller does not wait for this call any more. Whether its handler runs now."""
+        cdef Activation known = self.active.get(call)
+        if known is not None:
+            known.give_up()
         if self.running == call:
             self.current_context().cancel()
             return True
-        self.cancelled[call] = None
-        if len(self.cancelled) > CANCELLED_MAX:
-            del self.cancelled[next(iter(self.cancelled))]
+        if known is None and call > self.last:
+            self.cancelled[call] = None
+            if len(self.cancelled) > CANCELLED_MAX:
+                del self.cancelled[next(iter(self.cancelled))]
         return False
 
-    cdef object _check_begun(self, uint64_t call):
+    cdef object check_begun(self, uint64_t call):
         """Its cancellation may have come before it: then it does not begin."""
         if call in self.cancelled:
             del self.cancelled[call]
             raise Cancelled("the caller gave this call up before its handler began")
 
-    cdef int _handle(self, FrameHeader* header) except -1:
-        cdef MethodCodec codec
-        cdef tuple values
+    cdef tuple enter(self, Activation call):
+        """This call's handler or generator runs from now on: what ran before, for leave()."""
+        cdef tuple outer = (self.running, self.until_ns, self.metadata, self.context, self.current)
+        self.depth += 1
+        call.running = True
+        self.running, self.until_ns, self.metadata, self.context, self.current = call.number, call.until_ns, call.metadata, call.context, call
+        return outer
+
+    cdef int leave(self, Activation call, tuple outer) except -1:
+        self.depth -= 1
+        call.running = False
+        self.running, self.until_ns, self.metadata, self.context, self.current = outer
+        return 0
+
+    # -- what comes next
+
+    cdef int step(self) except -1:
+        """One frame, one handler, or one item."""
+        cdef FrameHeader header
+        if self.ready and self.depth <= _NESTED_MAX:
+            return self.run_one(self.ready.popleft())
+        if self.streams and not self.link.has_frame():
+            if self.stopping:
+                raise EOFError
+            self.link.flush()
+            return self.advance(self.streams.popleft())
+        if self.line.released and not self.link.has_frame():
+            self.line.tell_released()
+        if self.link.receive(&header, self.dec, fp_now_ns() + RELEASE_SLICE_NS if self.line.alive else 0):
+            self.take(&header)
+        return 0
+
+    cdef int absorb(self, FrameHeader* header) except -1:
+        """While there is no room to send: takes a frame in, and runs nothing."""
         if header.kind != FRAME_REQUEST:
-            raise RemoteProtocolError(f"the host sent a frame of kind {header.kind}")
+            return self.about(header)
+        if len(self.ready) >= _QUEUED_MAX:
+            raise RemoteProtocolError(f"the host has more than {_QUEUED_MAX} requests under way")
+        self.ready.append(self.request(header))
+        return 0
+
+    cdef int take(self, FrameHeader* header) except -1:
+        cdef Served served
+        if header.kind != FRAME_REQUEST:
+            return self.about(header)
+        if self.depth > _NESTED_MAX:
+            return self.absorb(header)
+        served = self.served(header)
+        if not served.codec.has_references:
+            return self.plain(header, served)
+        return self.run_one(self.request(header))
+
+    cdef Served served(self, FrameHeader* header):
         if header.interface >= len(self.interfaces) or header.method >= len(self.interfaces[header.interface]):
             raise RemoteProtocolError(f"the host called method {header.method} of interface {header.interface}; there is none")
-        codec, function = self.interfaces[header.interface][header.method]
-        if header.flags & FLAG_SPILLED:
-            if self.arena_port is None:
-                raise RemoteProtocolError("a spilled payload came where there is no shared memory")
-            self.arena_port.unspill(self.dec)
-        self.metadata = get_metadata(self.dec) if header.flags & FLAG_METADATA else None
+        return <Served>(<list>self.interfaces[header.interface])[header.method]
+
+    cdef Activation request(self, FrameHeader* header):
+        """A request with its arguments decoded."""
+        cdef Activation call = Activation.__new__(Activation)
+        cdef Served served = self.served(header)
+        call.server = self
+        call.codec, call.function = served.codec, served.function
+        call.number, call.interface, call.method, call.flags = header.call, header.interface, header.method, header.flags
+        call.thread = PyThread_get_thread_ident()
+        if call.number in self.active:
+            raise RemoteProtocolError(f"the host made call {call.number} twice")
+        self.last = max(self.last, call.number)
+        call.until_ns = fp_now_ns() + header.remaining_ns if header.remaining_ns else 0
+        self.unspill(header)
+        call.metadata = get_metadata(self.dec) if header.flags & FLAG_METADATA else None
+        self.references.call = call
+        try:
+            call.values = call.codec.decode_arguments(self.dec)
+        except Unbuilt as error:        # as if the handler had raised it: the caller chose the values
+            skip_rest(self.dec)
+            call.error = error.__cause__
+        finally:
+            self.references.call = None
+        self.link.consumed()
+        if call.feed is not None or call.flags & FLAG_WAITS:
+            self.active[call.number] = call
+        self.calls += 1
+        return call
+
+    # -- handlers
+
+    cdef int plain(self, FrameHeader* header, Served served) except -1:
+        """A request without streams and callbacks: the fast road."""
+        cdef MethodCodec codec = served.codec
+        cdef tuple values
+        cdef int64_t began = 0
+        cdef bint lazy
+        cdef tuple outer = None
+        self.last = max(self.last, header.call)
+        self.unspill(header)
+        metadata = get_metadata(self.dec) if header.flags & FLAG_METADATA else None
         try:
             values = codec.decode_arguments(self.dec)
         except Unbuilt as error:        # as if the handler had raised it: the caller chose the values
             skip_rest(self.dec)
             self.link.consumed()
-            return self._fail(header, error.__cause__)
+            self.pack_error(error.__cause__)
+            return self.answer(header, FRAME_ERROR)
         self.link.consumed()
         self.calls += 1
-        self.enc.reset()
+        lazy = self.link.has_frame()
+        if lazy:
+            began = fp_now_ns()
+        if served.quick < QUICK_RUNS:
+            self.link.flush()           # it may take long: what was answered before does not wait for it
+        if self.depth:
+            outer = (self.running, self.until_ns, self.metadata, self.context, self.current)
+        self.depth += 1
         self.until_ns = fp_now_ns() + header.remaining_ns if header.remaining_ns else 0
-        self.running = header.call
+        self.running, self.metadata, self.context, self.current = header.call, metadata, None, None
         try:
-            if self.cancelled:
-                self._check_begun(header.call)
             if FP_DEBUG:
                 fp_point("handler about to run")
             try:
-                result = codec.call(function, values)
+                if self.cancelled:
+                    self.check_begun(header.call)
+                result = codec.call(served.function, values)
             finally:
+                self.depth -= 1
                 self.running = 0
                 self.context = None
+                if outer is not None:
+                    self.running, self.until_ns, self.metadata, self.context, self.current = outer
             values = None               # arguments go back before the reply does, so that the host can use their memory again at once
-            self._check_home()
+            self.check_home()
+            self.enc.reset()
             codec.encode_result(self.enc, result)
             result = None
         except BaseException as error:  # SystemExit too: a handler must not end the plugin by raising
             values = None
-            if not fp_is_home(self.mark):
+            if not self.at_home():
                 raise
-            return self._fail(header, error)
-        return self._reply(header, FRAME_REPLY)
+            self.pack_error(error)
+            return self.answer(header, FRAME_ERROR)
+        if began:
+            served.quick = min(served.quick + 1, QUICK_RUNS) if fp_now_ns() - began < QUICK_NS else 0
+        self.link.lazy = lazy and served.quick >= QUICK_RUNS
+        try:
+            return self.answer(header, FRAME_REPLY)
+        finally:
+            self.link.lazy = False
 
-    cdef int _check_home(self) except -1:
-        if not fp_is_home(self.mark):
-            raise Closed(
-                f"a handler forked, and process {os.getpid()}, the child, came back from it: only the plugin itself answers. "
-                "End the child in the handler (os._exit), or use subprocess."
-            )
-        return 0
+    cdef int run_one(self, Activation call) except -1:
+        self.link.flush()
+        error = call.error
+        outer = self.enter(call)
+        try:
+            if error is None:
+                if self.cancelled:
+                    self.check_begun(call.number)
+                values, call.values = call.values, None
+                result = call.codec.call(call.function, values)
+                values = None
+                self.check_home()
+                if call.codec.item is not None:
+                    self.open_stream(call, result)
+                    return 0
+                call.running = False    # a property that is read while it is encoded cannot use the lane
+                self.enc.reset()
+                call.codec.encode_result(self.enc, result)
+                result = None
+        except BaseException as raised:
+            values = None
+            if not self.at_home():
+                raise
+            error = raised
+        finally:
+            self.leave(call, outer)
+        if error is None:
+            return self.finish(call, FRAME_REPLY)
+        if self.stopping and isinstance(error, Closed):
+            raise EOFError
+        self.pack_error(error)
+        error = None
+        return self.finish(call, FRAME_ERROR)
 
-    def _fail_packed(self, error):
+    cdef int finish(self, Activation call, int kind) except -1:
+        """Sends the last frame of a call; its payload is in enc."""
+        cdef FrameHeader header
+        self.let_go(call)
+        memset(&header, 0, sizeof(FrameHeader))
+        header.call, header.interface, header.method = call.number, call.interface, call.method
+        return self.answer(&header, kind)
+
+    cdef int answer(self, FrameHeader* header, int kind) except -1:
+        cdef FrameHeader reply
+        self.tell_released()
+        memset(&reply, 0, sizeof(FrameHeader))
+        try:
+            self.spill(&reply)
+        except Exception as error:
+            self.pack_error(error)
+            kind = FRAME_ERROR
+        reply.kind = <uint16_t>kind
+        reply.call = header.call
+        reply.interface = header.interface
+        reply.method = header.method
+        self.sending = True
+        try:
+            return self.transmit(&reply, 0)
+        finally:
+            self.sending = False
+
+    cdef int pack_error(self, object error) except -1:
         """Encodes an error that a handler raised; an error about encoding it becomes a plain one."""
         self.port.rollback()
         self.enc.reset()
@@ -161,31 +360,24 @@ cdef class Server:
         except Exception as broken:
             self.enc.reset()
             encode_error(self.enc, RuntimeError(f"{type(error).__name__}, which could not be encoded: {type(broken).__name__}"))
-
-    cdef int _fail(self, FrameHeader* header, error) except -1:
-        self._fail_packed(error)
-        return self._reply(header, FRAME_ERROR)
-
-    cdef int _reply(self, FrameHeader* request, int kind) except -1:
-        cdef FrameHeader header
-        memset(&header, 0, sizeof(FrameHeader))
-        if self.link.inline_limit and self.enc.size > self.link.inline_limit:
-            try:
-                self.arena_port.spill(self.enc)
-                header.flags = FLAG_SPILLED
-            except Exception as error:
-                self._fail_packed(error)
-                kind = FRAME_ERROR
-        header.size = <unsigned int>(self.enc.size + self.enc.outside)
-        header.kind = <uint16_t>kind
-        header.call = request.call
-        header.interface = request.interface
-        header.method = request.method
-        header.blocks = self.port.named
-        self.port.commit()
-        self.link.send_encoded(&header, self.enc, 0)
         return 0
 
+    cdef int check_home(self) except -1:
+        if not self.at_home():
+            raise Closed(
+                f"a handler forked, and process {os.getpid()}, the child, came back from it: only the plugin itself answers. "
+                "End the child in the handler (os._exit), or use subprocess."
+            )
+        return 0
+
+    cdef int tell_released(self) except -1:
+        """On the lane of an answer, in front of it: the caller finds its callbacks released when the call is over."""
+        cdef bytes payload
+        cdef const unsigned char* raw
+        while self.line.released and (payload := self.line.take_released()) is not None:
+            raw = payload
+            self.signal(FRAME_RELEASE, 0, raw, <uint32_t>len(payload), 0)
+        return 0
 
 def serving_port():
     """The ArenaPort of the connection whose handler runs on this thread; None elsewhere."""

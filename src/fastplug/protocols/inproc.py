@@ -23,7 +23,7 @@ from fastplug.protocol import HostContext, PluginContext, Protocol, ServerProtoc
 from fastplug.protocols._call import Caller
 from fastplug.protocols._inline import DeferredPort
 from fastplug.protocols._serve import Server
-from fastplug.protocols.offering import announced, dispensed, handlers
+from fastplug.protocols.offering import announced, callback_thread, dispensed, end_callbacks, handlers, passes_callbacks
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -55,14 +55,20 @@ class QueueLink(HandoverLink):
         self._outbound = outbound
         self._gone = False
 
-    def send_frame(self, frame: Frame, until_s: float | None) -> None:
+    def send_frame(self, frame: Frame, until_s: float | None) -> bool:
         while not self._gone:
             if self._outbound.qsize() < FRAMES_MAX:
-                return self._outbound.put(frame)
+                self._outbound.put(frame)
+                return True
+            if self.asks and self.ready():
+                return False
             if until_s is not None and time.monotonic() >= until_s:
                 raise DeadlineExceeded("the plugin did not take the call before the deadline; nothing was sent")
             time.sleep(FULL_SLICE_S)
         raise EOFError("the other end is closed")
+
+    def ready(self) -> bool:
+        return not self._inbound.empty()
 
     def receive_frame(self, until_s: float | None) -> Frame | None:
         while True:
@@ -101,6 +107,13 @@ def load(module: str, attribute: str) -> list[tuple[Interface, Any]]:
     return served_interfaces({interface.name: InterfacePlugin(interface.cls, implementation) for interface in interfaces})
 
 
+def _pair() -> tuple[QueueLink, QueueLink]:
+    """The host's end and the plugin's."""
+    to_plugin: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+    to_host: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+    return QueueLink(to_host, to_plugin), QueueLink(to_plugin, to_host)
+
+
 class InprocClient:
     """A ClientProtocol whose plugin is a thread."""
 
@@ -109,9 +122,9 @@ class InprocClient:
     def __init__(self, context: HostContext) -> None:
         self._context = context
         self._offers = announced(context.implementations)
-        to_plugin: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
-        to_host: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
-        self._link, self._far = QueueLink(to_host, to_plugin), QueueLink(to_plugin, to_host)
+        self._link, self._far = _pair()
+        self._callbacks: QueueLink | None = None
+        self._callback_thread: threading.Thread | None = None
         self._caller = Caller(self._link, DeferredPort(context.config.strict_zero_copy), context.lost)
         self._server = Server(self._far, DeferredPort(), handlers(context.implementations))
         self._ready = threading.Event()
@@ -155,6 +168,10 @@ class InprocClient:
 
     def dispense(self, interface: Interface) -> Any:
         self._caller.check_usable()
+        if passes_callbacks(interface) and self._callbacks is None:
+            self._callbacks, back = _pair()
+            self._server.line.attach(back, DeferredPort())
+            self._callback_thread = callback_thread(self._callbacks, self._caller.registry, self._context.name)
         return dispensed(interface, self._offers, self._caller, self._context.name)
 
     def ping(self, timeout_s: float) -> None:
@@ -163,6 +180,8 @@ class InprocClient:
             raise self._context.lost(None)
 
     def request_stop(self) -> None:
+        self._server.stopping = True
+        self._server.line.close()
         self._far.peer_gone()
 
     def peer_exited(self) -> None:
@@ -173,8 +192,11 @@ class InprocClient:
             return
         self._closed = True
         self._caller.close(lambda: self._context.lost(None))
-        self._far.peer_gone()
+        self.request_stop()
         self._link.peer_gone()
+        if self._callbacks is not None:
+            self._callbacks.peer_gone()
+            end_callbacks(self._callback_thread)
         if self._thread is not threading.current_thread():
             self._thread.join(STOP_TIMEOUT_S)
 

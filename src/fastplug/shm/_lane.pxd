@@ -45,6 +45,7 @@ cdef class Lane(Link):
     cdef list unsent_holds              # of the frame that is being encoded; None when there are none
     cdef readonly uint64_t spins        # counters for stats(): waits that ended while spinning, and that slept
     cdef readonly uint64_t sleeps
+    cdef int unpublished                # frames written since the last store of tail
 
     cdef int hold(self, object lease) except -1         # until the peer has consumed the frame sent next
     cdef int forget_unsent(self) except -1              # that frame will not be sent
@@ -57,3 +58,4 @@ cdef class Lane(Link):
     cdef uint64_t _consumed(self) except? 0xFFFFFFFFFFFFFFFF
     cdef int _drain(self) except -1
     cdef void _tell_head(self) noexcept
+    cdef void _publish(self) noexcept

@@ -57,6 +57,11 @@ PLUGIN_SLICE_NS = 500_000_000
 BACKLOG_FRAMES = 4096
 BACKLOG_BYTES = 64 * 1024 * 1024
 
+# Frames that are published together at most: the gain of the next one is small, and the peer idles meanwhile (fast-transport, 2).
+cdef int LAZY_FRAMES = 16
+# Whoever waits for space and cannot read what came (only its user can) looks this often whether that has changed.
+cdef int64_t STUCK_SLICE_NS = 5_000_000
+
 cdef int64_t _SPIN_HOLDING_GIL_NS = SPIN_HOLDING_GIL_NS
 cdef int64_t _SPIN_NS = SPIN_NS
 
@@ -133,8 +138,8 @@ cdef class Lane(Link):
         if <Py_ssize_t>header.size > self.inline_limit:
             raise LocalProtocolError(f"a payload of {header.size} bytes must be spilled: the lane takes {self.inline_limit}")
         # Their head is looked at only when the ring seems full: its line belongs to the peer, and a look costs a transfer.
-        if self.tail + pad + need - self.their_head > self.out_bytes:
-            self._wait_space(pad + need, until_ns)
+        if self.tail + pad + need - self.their_head > self.out_bytes and not self._wait_space(pad + need, until_ns):
+            return 0
         if pad:
             memset(&filler, 0, HEADER_BYTES)
             filler.kind = FRAME_PAD
@@ -147,30 +152,47 @@ cdef class Lane(Link):
         if FP_DEBUG:
             fp_point("frame written, not published")
         self.tail += need
-        fp_publish_tail(self.mine, self.theirs, self.tail)
-        if FP_DEBUG:
-            fp_point("frame published")
+        self.unpublished += 1
+        if not self.lazy or self.unpublished >= LAZY_FRAMES:
+            self._publish()
         # The next frame's first lines: the peer had them last, so that writing them later would wait for a transfer.
         index = self.tail & (self.out_bytes - 1)
         fp_prefetch_for_writing(self.out_ring + index)
         fp_prefetch_for_writing(self.out_ring + (index + 64 & (self.out_bytes - 1)))
         if self.holds or self.unsent_holds:
             self._settle_holds()
+        return 1
+
+    cdef void _publish(self) noexcept:
+        self.unpublished = 0
+        fp_publish_tail(self.mine, self.theirs, self.tail)
+        if FP_DEBUG:
+            fp_point("frame published")
+
+    cdef int flush(self) except -1:
+        if self.unpublished:
+            self._publish()
         return 0
+
+    cdef bint has_frame(self) except -1:
+        return fp_load_position(&self.theirs.tail) != self.head or bool(self.backlog)
 
     cdef int _wait_space(self, uint64_t need, int64_t until_ns) except -1:
         """Waits until the peer has consumed enough. Drains the inbound ring meanwhile: otherwise two full rings deadlock.
 
-        Frames that name blocks stay in the ring, see ``_drain``. That they alone fill it, while ours is full too, takes a caller that sends
-        without looking at replies; ours reads what is there in every call.
+        Frames that name blocks stay in the ring, see ``_drain``: when one is in the way, a user who ``asks`` gets 0, decodes what has come, and
+        sends again. 1: there is room.
         """
         cdef uint64_t seen
         cdef int64_t left
+        self.flush()
         while True:
             seen = self._consumed()
             if self.tail + need - seen <= self.out_bytes:
-                return 0
+                return 1
             self._drain()
+            if self.asks and not self.decoding and self.has_frame():
+                return 0
             if self.told_head != self.head and not self.decoding:
                 self._tell_head()
             if fp_is_gone(&self.gone):
@@ -185,6 +207,8 @@ cdef class Lane(Link):
                     if fp_spin(&self.theirs.head, seen, _SPIN_NS):
                         left = 0
             if left:
+                if self.asks:
+                    left = min(left, STUCK_SLICE_NS)
                 with nogil:
                     fp_sleep(&self.mine.waiting_space, &self.theirs.head, seen, left, &self.gone)
                 PyErr_CheckSignals()
@@ -284,6 +308,7 @@ cdef class Lane(Link):
         cdef int64_t left, now
         cdef const uint64_t* word = &self.theirs.tail
         cdef bint spin = self.may_spin and not fp_shares_cpu(self.theirs)
+        self.flush()
         if until_ns and fp_now_ns() >= until_ns:
             return 0
         if spin and fp_spin(word, self.head, _SPIN_HOLDING_GIL_NS):

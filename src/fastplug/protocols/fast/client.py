@@ -15,9 +15,9 @@ from fastplug.net._socket_link import SocketLink
 from fastplug.protocols._call import Caller
 from fastplug.protocols._inline import DeferredPort
 from fastplug.protocols.fast.cancel import Cancels
-from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello, close_all
+from fastplug.protocols.fast.control import Body, Control, Message, check_hello, close_all
 from fastplug.protocols.fast.memory import SharedMemory
-from fastplug.protocols.offering import dispensed, offered
+from fastplug.protocols.offering import callback_thread, dispensed, end_callbacks, offered, passes_callbacks
 from fastplug.shm import files
 from fastplug.shm.arena import numpy_in
 from fastplug.shm.watcher import wake_until_awake, watcher
@@ -42,7 +42,8 @@ STATS_TIMEOUT_S = 1.0
 class FastClient:
     """A ClientProtocol over shared memory or a socket. Thread-safe; calls queue for the one connection."""
 
-    def __init__(self, context: HostContext, control: Control, transport: str) -> None:
+    def __init__(self, context: HostContext, control: Control, version: int, transport: str) -> None:
+        self.version = version
         self.transport = transport
         self._context = context
         self._control = control
@@ -54,6 +55,8 @@ class FastClient:
         self._pings = itertools.count(1)
         self._pongs: dict[int, tuple[threading.Event, Body]] = {}
         self._lock = threading.Lock()
+        self._callbacks: SocketLink | None = None
+        self._thread: threading.Thread | None = None
         self._closed = False
         self._broken: Exception | None = None
 
@@ -62,7 +65,7 @@ class FastClient:
     def shake_hands(self, timeout_s: float) -> None:
         """HELLO both ways. Raises HandshakeError, HandshakeTimeout, RemoteProtocolError, ArenaExhausted, EOFError, OSError."""
         config = self._context.config
-        body: Body = {"fast": FAST_VERSION, "transport": self.transport, "pid": os.getpid()}
+        body: Body = {"fast": self.version, "transport": self.transport, "pid": os.getpid()}
         data: socket.socket | None = None
         theirs: socket.socket | None = None
         try:
@@ -99,7 +102,7 @@ class FastClient:
         elif fds:
             close_all(fds)
             raise RemoteProtocolError(f"{self._context.name} sent descriptors with HELLO of the socket transport")
-        check_hello(answer, self.transport, self._control.peer)
+        check_hello(answer, self.version, self.transport, self._control.peer)
         pid = self._context.pid if answer.get("pid") == self._context.pid else None  # not in another pid namespace
         self._cancels = Cancels(lambda body: self._control.send(Message.CANCEL, body), pid, answer.get("dump"))
         self._offers = offered(answer.get("interfaces"))
@@ -114,6 +117,8 @@ class FastClient:
             self._link = SocketLink(data)
             self._caller = Caller(self._link, DeferredPort(self._context.config.strict_zero_copy), self._lost)
         self._caller.gave_up = self._cancels.give_up
+        if self.version < 2:  # such a plugin answers one request after another, and knows nothing else
+            self._caller.in_flight_max, self._caller.signals = 1, False
         watcher().add(self._control.fileno(), self._on_control)
 
     def abandon(self) -> None:
@@ -127,7 +132,25 @@ class FastClient:
     def dispense(self, interface: Interface) -> Any:
         """A handle. Raises InterfaceMismatch, Closed, PluginDied."""
         self._caller.check_usable()
-        return dispensed(interface, self._offers, self._caller, self._context.name)
+        handle = dispensed(interface, self._offers, self._caller, self._context.name)
+        if passes_callbacks(interface):
+            self._open_callbacks()
+        return handle
+
+    def _open_callbacks(self) -> None:
+        """Before the first callback is passed: the link for those that come when no call waits (wire.md, "Callbacks")."""
+        with self._lock:
+            if self._callbacks is not None or self._closed:
+                return
+            mine, theirs = socket.socketpair()
+            self._callbacks = SocketLink(mine)
+        try:
+            self._control.send(Message.CALLBACKS, {}, [theirs.fileno()])
+        except OSError as error:
+            raise self._lost(None) from error
+        finally:
+            theirs.close()
+        self._thread = callback_thread(self._callbacks, self._caller.registry, self._context.name)
 
     def ping(self, timeout_s: float) -> None:
         """The plugin's control thread answers, also while a handler runs. Raises DeadlineExceeded, PluginDied, Closed."""
@@ -170,6 +193,8 @@ class FastClient:
         if link is not None:
             link.peer_gone()
             wake_until_awake(link)
+        if self._callbacks is not None:
+            self._callbacks.peer_gone()
         with self._lock:
             waiting, self._pongs = list(self._pongs.values()), {}
         for answered, slot in waiting:
@@ -187,6 +212,8 @@ class FastClient:
         self._caller.close(lambda: self._lost(None))
         self.peer_exited()
         self._caller.release()
+        if self._callbacks is not None and end_callbacks(self._thread):
+            self._callbacks.close()
         link, self._link = self._link, None
         if isinstance(link, SocketLink):
             link.close()
@@ -265,8 +292,8 @@ def connect(context: HostContext) -> FastClient:
     """The connection that the handshake line's ``inherit`` address stands for."""
     if context.control is None:
         raise LocalProtocolError("the fast protocol needs the control socket that was offered")
-    transport = context.address.rsplit("/", 1)[-1]
-    client = FastClient(context, Control(context.control, f"plugin {context.name!r}"), transport)
+    _, version, transport = context.address.split("/")
+    client = FastClient(context, Control(context.control, f"plugin {context.name!r}"), int(version), transport)
     try:
         client.shake_hands(context.config.connect_timeout_s)
     except (EOFError, ConnectionError) as error:

@@ -21,10 +21,9 @@ from typing import Any
 
 from fastplug.errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["BODY_BYTES_MAX", "FAST_VERSION", "FDS_MAX", "Control", "Message", "check_hello", "close_all"]
+__all__ = ["BODY_BYTES_MAX", "FDS_MAX", "Control", "Message", "check_hello", "close_all"]
 
 _HEAD = struct.Struct("<IHH")
-FAST_VERSION = 1
 # HELLO with the descriptions of some hundred interfaces is about 1 MiB.
 BODY_BYTES_MAX = 16 << 20
 # The most that any message may carry; the kernel's own limit is 253.
@@ -50,11 +49,12 @@ class Message(enum.IntEnum):
     BYTES = 11
     CANCEL = 12
     STACK = 13
+    CALLBACKS = 15
 
 
 # Descriptors that a message may carry; the others have none.
 _KNOWN = frozenset(Message)
-_FDS = {Message.HELLO: 3, Message.SEGMENT: 1, Message.TABLE: 1}
+_FDS = {Message.HELLO: 3, Message.SEGMENT: 1, Message.TABLE: 1, Message.CALLBACKS: 1}
 
 Body = dict[str, Any]
 Handler = Callable[[int, Body, list[int]], None]
@@ -214,11 +214,11 @@ class Control:
             self._fds = []
 
 
-def check_hello(body: Body, transport: str, peer: str) -> None:
+def check_hello(body: Body, version: int, transport: str, peer: str) -> None:
     """The peer's HELLO says what was agreed on. Raises RemoteProtocolError."""
     said = body.get("fast"), body.get("transport")
-    if said != (FAST_VERSION, transport):
-        raise RemoteProtocolError(f"{peer} said HELLO with version and transport {said}; agreed were {(FAST_VERSION, transport)}")
+    if said != (version, transport):
+        raise RemoteProtocolError(f"{peer} said HELLO with version and transport {said}; agreed were {(version, transport)}")
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ from fastplug.net._socket_link import SocketLink
 from fastplug.process.stacks import DumpWriter, given_up
 from fastplug.protocols._inline import DeferredPort
 from fastplug.protocols._serve import Server
-from fastplug.protocols.fast.control import FAST_VERSION, Body, Control, Message, check_hello, close_all
+from fastplug.protocols.fast.control import Body, Control, Message, check_hello, close_all
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.offering import announced, handlers
 from fastplug.shm import files
@@ -70,9 +70,15 @@ class FastServer:
 
     def _shake_hands(self) -> None:
         body, fds = self._control.receive(Message.HELLO, HELLO_TIMEOUT_S)
-        check_hello(body, self._transport, self._control.peer)
-        served = self._context.interfaces
-        answer: Body = {"fast": FAST_VERSION, "transport": self._transport, "pid": os.getpid(), "interfaces": announced(served)}
+        check_hello(body, self._context.version, self._transport, self._control.peer)
+        served, version = self._context.interfaces, self._context.version
+        references = version >= 2  # a host of version 1 would not understand what such methods say of themselves
+        answer: Body = {
+            "fast": version,
+            "transport": self._transport,
+            "pid": os.getpid(),
+            "interfaces": announced(served, references=references),
+        }
         answer |= self._offer_dump()
         if self._transport == "shm":
             memory = SharedMemory(
@@ -86,7 +92,7 @@ class FastServer:
             if here is not None:
                 more["files"], memory.port.opens_files = here, True
             self._memory, self._link = memory, memory.lane
-            self._server = Server(memory.lane, memory.port, handlers(served))
+            self._server = Server(memory.lane, memory.port, handlers(served, references=references))
             self._control.send(Message.HELLO, answer | more, own)
         else:
             if len(fds) != 1:
@@ -94,7 +100,7 @@ class FastServer:
                 raise RemoteProtocolError(f"the host's HELLO came with {len(fds)} descriptors; the socket transport has one")
             link = SocketLink(socket.socket(fileno=fds[0]))
             self._link = link
-            self._server = Server(link, DeferredPort(), handlers(served))
+            self._server = Server(link, DeferredPort(), handlers(served, references=references))
             self._control.send(Message.HELLO, answer)
 
     def _offer_dump(self) -> Body:
@@ -133,6 +139,8 @@ class FastServer:
             self._cancel(body)
         elif kind == Message.SHUTDOWN:
             self.stop()
+        elif kind == Message.CALLBACKS and len(fds) == 1 and self._server is not None:
+            self._server.line.attach(SocketLink(socket.socket(fileno=fds[0])), DeferredPort())
         elif self._memory is not None:
             self._memory.handle(kind, body, fds)
         else:
@@ -147,6 +155,9 @@ class FastServer:
     def stop(self) -> None:
         """Any thread: the call in hand is finished, then run() returns."""
         self.stopped = True
+        if self._server is not None:
+            self._server.stopping = True
+            self._server.line.close()
         link = self._link
         if link is not None:
             link.finish()

@@ -22,6 +22,7 @@ from fastplug.errors import (
     RemoteProtocolError,
     RpcError,
     TlsRefused,
+    UnsupportedProtocol,
     seen_by_handler,
 )
 from fastplug.interfaces import Interface
@@ -128,6 +129,8 @@ class GrpcClient:
             name = rpc.method.name
             codec = MethodCodec(rpc, interface.name, self._copies)
             methods[name] = absent_method(interface, rpc.method) if name in lacking else Remote(self, codec, rpc)
+        for method in interface.methods:
+            methods.setdefault(method.name, _not_carried(interface, method.name))
         return make_handle(interface, methods, self._context.name)
 
     def _descriptions(self) -> list[InterfaceDescription] | None:
@@ -294,6 +297,17 @@ class GrpcClient:
         """Ordinary arrays, each a new one: nothing here is shared that a reader could hold on to."""
         while True:
             yield self.empty(shape, dtype)
+
+
+def _not_carried(interface: Interface, name: str) -> Callable[..., Any]:
+    """Stands for a method with a stream or a callback."""
+
+    def refuse(*args: object, **kwargs: object) -> Any:
+        raise UnsupportedProtocol(
+            f"{interface.name}.{name} has a stream or a callback, which gRPC does not carry; use a local fastplug plugin"
+        )
+
+    return refuse
 
 
 class Remote:

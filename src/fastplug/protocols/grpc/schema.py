@@ -93,6 +93,11 @@ class Schema:
     rpcs: tuple[Rpc, ...]
 
 
+def _plain(interface: Interface) -> list[Method]:
+    """Methods without streams and callbacks: the only ones that have a gRPC form so far."""
+    return [method for method in interface.methods if not method.has_references]
+
+
 class _Builder:
     """Grows one file. A structural key names each generated message, so that list[list[int]] is one message wherever it stands."""
 
@@ -107,7 +112,7 @@ class _Builder:
         self.made: dict[Any, str] = {}
         self.service = self.file.service.add(name=service)
         rpc_names = Names()
-        methods = [(method, rpc_names.claim(camel(method.name))) for method in interface.methods]
+        methods = [(method, rpc_names.claim(camel(method.name))) for method in _plain(interface)]
         # Requests and responses get their plain names before any user class does: they are what a Go author types.
         messages = [(self.names.claim(f"{name}Request"), self.names.claim(f"{name}Response")) for _, name in methods]
         for (method, name), (request, response) in zip(methods, messages, strict=True):
@@ -264,7 +269,7 @@ def schema_of(interface: Interface) -> Schema:
     except (TypeError, KeyError) as error:
         raise ConfigError(f"interface {interface.name} cannot be expressed in protobuf: {error}. Rename what it mentions.") from error
     rpcs = []
-    for method, rpc in zip(interface.methods, file.service[0].method, strict=True):
+    for method, rpc in zip(_plain(interface), file.service[0].method, strict=True):
         classes = [message_factory.GetMessageClass(pool.FindMessageTypeByName(name[1:])) for name in (rpc.input_type, rpc.output_type)]
         rpcs.append(Rpc(method, f"/{service.full_name}/{rpc.name}", *classes))
     return Schema(interface, file, pool, service.full_name, tuple(rpcs))

@@ -1,0 +1,71 @@
+# What is under way in a plugin besides plain calls.
+
+from libc.stdint cimport int64_t, uint16_t, uint64_t
+
+from fastplug._wire cimport FrameHeader, MethodCodec
+from fastplug.protocols._callbacks cimport Asking, CallbackLine
+from fastplug.protocols._streams cimport Incoming, Outgoing
+
+
+cdef class Activation:
+    # One call in the plugin, from its request to its answer.
+    cdef Activity server
+    cdef MethodCodec codec
+    cdef object function
+    cdef tuple values                   # until it runs
+    cdef object error                   # what a constructor raised when they were decoded
+    cdef uint64_t number
+    cdef uint16_t interface
+    cdef uint16_t method
+    cdef int flags
+    cdef bint running                   # its handler or generator is on the stack
+    cdef bint given_up                  # the caller said CANCEL or CLOSE
+    cdef unsigned long thread
+    cdef Incoming feed                  # the stream that it takes, or None
+    cdef bint feed_closed               # it wants no more of it
+    cdef Outgoing out                   # the stream that it returns, once there is one
+    cdef int64_t until_ns               # the caller's deadline, 0 without one
+    cdef dict metadata
+    cdef object context                 # made when somebody asks for it
+    cdef int give_up(self) except -1
+
+
+cdef class Asked:
+    # A callback that was asked for on the lane: its answer.
+    cdef MethodCodec codec
+    cdef bint done
+    cdef object value
+    cdef object error
+
+
+cdef class Input:
+    # The stream that a method takes, as its handler has it.
+    cdef Activation call
+
+
+cdef class Activity(Asking):
+    cdef readonly CallbackLine line
+    cdef object streams                 # Activations with a stream that may send: a deque
+    cdef dict active                    # number -> Activation that frames may be about
+    cdef dict asked                     # number -> Asked
+    cdef uint64_t next_callback
+    cdef uint64_t last                  # the highest call number that came
+    cdef int depth                      # handlers on the stack
+    cdef public bint stopping           # finish what is in hand, then end
+    # What a Server does: one frame, handler or item; the last frame of a call, whose payload is in enc; and so on.
+    cdef int step(self) except -1
+    cdef int finish(self, Activation call, int kind) except -1
+    cdef int pack_error(self, object error) except -1
+    cdef int check_home(self) except -1
+    cdef tuple enter(self, Activation call)
+    cdef int leave(self, Activation call, tuple outer) except -1
+
+    cdef int nested(self) except -1
+    cdef int let_go(self, Activation call) except -1
+    cdef int open_stream(self, Activation call, object result) except -1
+    cdef int advance(self, Activation call) except -1
+    cdef int end_stream(self, Activation call, object error) except -1
+    cdef int about(self, FrameHeader* header) except -1
+    cdef int fed(self, FrameHeader* header, Activation call) except -1
+    cdef int passed_over(self, FrameHeader* header) except -1
+    cdef int returned(self, FrameHeader* header) except -1

@@ -1,0 +1,335 @@
+"""What is under way in a plugin besides plain calls: streams in both directions, and callbacks that were asked for.
+
+The scheduling is in ``_serve.pyx``; here is what each frame means for the call that it belongs to.
+"""
+
+import collections
+import logging
+import random
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fastplug._wire cimport (
+    FLAG_WAITS, FRAME_CALLBACK, FRAME_CANCEL, FRAME_CLOSE, FRAME_CREDIT, FRAME_END, FRAME_ERROR, FRAME_ITEM, FRAME_RAISE, FRAME_RETURN,
+    ArrayPort, FrameHeader, Link, decode_error, skip_rest, skip_value,
+)
+from fastplug.protocols._callbacks cimport Asking, CallbackLine, Target, answer_of
+from fastplug.protocols._streams cimport GRANT_ITEMS, Incoming, Outgoing
+
+from fastplug._wire_words import Unbuilt
+from fastplug.errors import Cancelled, Closed, LocalProtocolError, RemoteError, RemoteProtocolError, ResultError
+
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident()
+
+_log = logging.getLogger("fastplug.calls")
+
+
+cdef class Activation:
+    cdef int give_up(self) except -1:
+        """Nobody waits for it any more."""
+        self.given_up = True
+        if self.context is not None:
+            self.context.cancel()
+        return 0
+
+    def way_back(self):
+        """The server on whose lane the caller waits for this call, if the handler's own thread asks; else None."""
+        if self.running and self.flags & FLAG_WAITS and self.thread == PyThread_get_thread_ident() and not self.server.sending:
+            return self.server
+        return None
+
+
+cdef class Input:
+    """The stream that a method takes, as its handler gets it: an iterator, for the handler's own thread."""
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef Activation call = self.call
+        cdef Incoming feed = call.feed
+        cdef Activity server = call.server
+        while not feed.values:
+            if call.feed_closed:
+                raise StopIteration
+            if feed.ended:
+                if feed.error is not None:
+                    raise feed.error
+                raise StopIteration
+            if call.given_up:
+                raise Cancelled(f"{call.codec.qualified}(): the caller has given the call up")
+            if call.thread != PyThread_get_thread_ident() or not call.running or server.sending:
+                raise LocalProtocolError(
+                    f"{call.codec.qualified}(): the stream that a method takes is iterated on the thread of its handler, while that runs"
+                )
+            server.credit(call.number, feed.grant())
+            server.nested()
+        value = feed.take()
+        if feed.taken >= GRANT_ITEMS and call.thread == PyThread_get_thread_ident() and not server.sending:
+            server.credit(call.number, feed.grant())
+        return value
+
+    def close(self) -> None:
+        """Wants no more items: the caller's own generator ends. Idempotent."""
+        cdef Activation call = self.call
+        if not call.feed_closed:
+            call.feed_closed = True
+            call.feed.values.clear()
+            if call.thread == PyThread_get_thread_ident() and call.running and not call.feed.ended:
+                call.server.signal(FRAME_CLOSE, call.number, NULL, 0, 0)
+
+    def __repr__(self):
+        return f"<fastplug stream for {self.call.codec.qualified}>"
+
+
+cdef class Activity(Asking):
+    """The part of a Server that is about calls which take more than one frame.
+
+    Args:
+        link, port, line: see Server.
+    """
+
+    def __init__(self, Link link not None, ArrayPort port not None, CallbackLine line=None):
+        Asking.__init__(self, link, port)
+        self.line = line or CallbackLine()
+        self.streams = collections.deque()
+        self.active = {}
+        self.asked = {}
+        self.next_callback = random.getrandbits(48)
+
+    # -- what a Server does
+
+    cdef int step(self) except -1:
+        raise LocalProtocolError(f"{type(self).__name__} does not serve")
+
+    cdef int finish(self, Activation call, int kind) except -1:
+        raise LocalProtocolError(f"{type(self).__name__} does not serve")
+
+    cdef int pack_error(self, object error) except -1:
+        raise LocalProtocolError(f"{type(self).__name__} does not serve")
+
+    cdef int check_home(self) except -1:
+        raise LocalProtocolError(f"{type(self).__name__} does not serve")
+
+    cdef tuple enter(self, Activation call):
+        raise LocalProtocolError(f"{type(self).__name__} does not serve")
+
+    cdef int leave(self, Activation call, tuple outer) except -1:
+        raise LocalProtocolError(f"{type(self).__name__} does not serve")
+
+    # -- waiting, and the end
+
+    cdef int nested(self) except -1:
+        """A handler waits: what comes is taken, and what can be run is run on top of it."""
+        if self.stopping:
+            raise Closed("the host is gone, or has asked the plugin to end")
+        self.depth += 1
+        try:
+            self.step()
+        except EOFError:
+            self.stopping = True
+            raise Closed("the host is gone, or has asked the plugin to end") from None
+        finally:
+            self.depth -= 1
+        return 0
+
+    def close_streams(self) -> None:
+        """Generators that have not come to their end are closed: their clean-up runs."""
+        calls, self.active = list(self.active.values()), {}
+        for call in calls:
+            (<Activation>call).given_up = True
+            if (<Activation>call).out is not None and not (<Activation>call).running:
+                try:
+                    (<Activation>call).out.stop()
+                except Exception as error:      # there is nobody to tell but the log
+                    _log.error("the generator of %s() raised while it was closed", (<Activation>call).codec.qualified, exc_info=error)
+
+    cdef int let_go(self, Activation call) except -1:
+        self.active.pop(call.number, None)
+        call.function = None
+        if call.feed is not None:
+            call.feed.ended = True
+            call.feed.values.clear()
+        return 0
+
+    # -- streams that methods return
+
+    cdef int open_stream(self, Activation call, object result) except -1:
+        try:
+            iterator = iter(result)
+        except TypeError:
+            raise ResultError(f"{call.codec.qualified} returned {type(result).__qualname__}, which cannot be iterated; declared is a stream") from None
+        call.out = Outgoing(iterator, self.stream_bytes)
+        call.out.queued = True
+        self.active[call.number] = call
+        self.streams.append(call)
+        return 0
+
+    cdef int advance(self, Activation call) except -1:
+        """One item of a stream, or its end."""
+        cdef FrameHeader header
+        cdef Outgoing out = call.out
+        cdef Py_ssize_t size
+        out.queued = False
+        if call.given_up:
+            return self.end_stream(call, None)
+        outer = self.enter(call)
+        try:
+            value = next(out.iterator)
+            self.check_home()
+        except StopIteration:
+            return self.end_stream(call, None)
+        except BaseException as error:
+            if not self.at_home():
+                raise
+            if self.stopping and isinstance(error, Closed):
+                raise EOFError
+            return self.end_stream(call, error)
+        finally:
+            self.leave(call, outer)
+        if call.given_up:
+            return self.end_stream(call, None)
+        memset(&header, 0, sizeof(FrameHeader))
+        self.sending = True
+        try:
+            try:
+                self.enc.reset()
+                call.codec.encode_item(self.enc, value)
+                size = self.enc.size + self.enc.outside
+                self.spill(&header)
+            except Exception as error:
+                return self.end_stream(call, error)
+            value = None
+            header.kind = FRAME_ITEM
+            header.call = call.number
+            out.sent(size)              # before the peer can see it, and give credit for it
+            self.transmit(&header, 0)
+        finally:
+            self.sending = False
+        if (out.may_send() or call.given_up) and not out.queued:
+            out.queued = True
+            self.streams.append(call)
+        return 0
+
+    cdef int end_stream(self, Activation call, object error) except -1:
+        """END, or ERROR. The generator is closed first when it has not ended by itself: it may still raise."""
+        outer = self.enter(call)
+        try:
+            call.out.stop()
+        except BaseException as raised:
+            if not self.at_home():
+                raise
+            error = error or raised
+        finally:
+            self.leave(call, outer)
+        self.enc.reset()
+        if error is not None:
+            self.pack_error(error)
+        return self.finish(call, FRAME_END if error is None else FRAME_ERROR)
+
+    # -- frames about calls that run, or did
+
+    cdef int about(self, FrameHeader* header) except -1:
+        cdef int kind = header.kind
+        cdef uint32_t items
+        cdef Activation call
+        if kind == FRAME_RETURN or kind == FRAME_RAISE:
+            return self.returned(header)
+        if kind != FRAME_ERROR and not FRAME_ITEM <= kind <= FRAME_CANCEL:
+            raise RemoteProtocolError(f"the host sent a frame of kind {kind}")
+        call = self.active.get(header.call)
+        if call is None:
+            return self.passed_over(header)
+        if kind == FRAME_CREDIT or kind == FRAME_CLOSE:
+            if call.codec.item is None:
+                raise RemoteProtocolError(f"the host sent a frame of kind {kind} about a call that returns no stream")
+        elif kind != FRAME_CANCEL and call.feed is None:
+            raise RemoteProtocolError(f"the host sent a frame of kind {kind} about a call that takes no stream")
+        if kind == FRAME_CREDIT:
+            memcpy(&items, self.dec.need(sizeof(items)), sizeof(items))
+            if call.out is None:
+                raise RemoteProtocolError("the host gave credit for a stream that has not begun")
+            call.out.granted(items)
+        elif kind == FRAME_CLOSE or kind == FRAME_CANCEL:
+            call.give_up()
+        else:
+            return self.fed(header, call)
+        if call.out is not None and not call.out.queued and not call.running and (call.given_up or call.out.may_send()):
+            call.out.queued = True
+            self.streams.append(call)
+        return 0
+
+    cdef int fed(self, FrameHeader* header, Activation call) except -1:
+        """An item of the stream that a call takes, or its end."""
+        self.unspill(header)
+        try:
+            if header.kind == FRAME_ITEM:
+                value = call.codec.decode_fed(self.dec)
+                if not call.feed_closed:
+                    call.feed.arrived(value)
+            else:
+                if call.feed.ended:
+                    raise RemoteProtocolError("the host ended a stream twice")
+                if header.kind == FRAME_ERROR:
+                    call.feed.error = decode_error(self.dec, call.codec.qualified)
+                call.feed.ended = True
+        except Unbuilt as error:
+            skip_rest(self.dec)
+            call.feed.error, call.feed.ended = error.__cause__, True
+            call.feed_closed = False
+        return self.link.consumed()
+
+    cdef int passed_over(self, FrameHeader* header) except -1:
+        """It crossed the answer of its call: the blocks that it names go back."""
+        if header.call > self.last:
+            raise RemoteProtocolError(f"the host sent a frame of kind {header.kind} about call {header.call}, which it never made")
+        self.unspill(header)
+        if header.kind == FRAME_ITEM:
+            skip_value(self.dec)
+        return self.link.consumed()
+
+    # -- callbacks, while the caller waits on this lane
+
+    cdef object ask(self, Target target, tuple args, dict kwargs):
+        cdef FrameHeader header
+        cdef Asked asked = Asked.__new__(Asked)
+        self.sending = True
+        try:
+            target.encode(self.enc, args, kwargs)
+            memset(&header, 0, sizeof(FrameHeader))
+            self.spill(&header)
+            header.kind = FRAME_CALLBACK
+            self.next_callback += 1
+            header.call = self.next_callback
+            asked.codec = target.codec
+            self.asked[header.call] = asked
+            self.transmit(&header, 0)
+        except BaseException:
+            self.port.rollback()
+            self.asked.pop(self.next_callback, None)
+            raise
+        finally:
+            self.sending = False
+        while not asked.done:
+            self.nested()
+            if (<Activation>target.passed.call).given_up:
+                raise Cancelled(f"{target!r}: the caller has given the call up")
+        if asked.error is not None:
+            raise asked.error
+        return asked.value
+
+    cdef int returned(self, FrameHeader* header) except -1:
+        cdef Asked asked = self.asked.pop(header.call, None)
+        if asked is None:
+            raise RemoteProtocolError(f"the host answered callback {header.call}, which was never asked or has been answered")
+        self.unspill(header)
+        try:
+            asked.value = answer_of(header, self.dec, asked.codec)
+        except (RemoteError, Unbuilt) as error:
+            if isinstance(error, Unbuilt):
+                skip_rest(self.dec)
+            asked.error = error
+        asked.done = True
+        return self.link.consumed()

@@ -1,0 +1,53 @@
+# Callbacks: what the host keeps for the plugin to call, and what the plugin has in place of it.
+
+from libc.stdint cimport uint64_t
+
+from fastplug._wire cimport Codec, Decoder, Encoder, FrameHeader, MethodCodec
+from fastplug.protocols._session cimport Session
+
+
+cdef class Registry:
+    # The host's: everything that was passed on one connection and was not released.
+    cdef dict passed                    # number -> (target, {name: (MethodCodec, function)}, owner)
+    cdef uint64_t next_number
+    cdef uint64_t register(self, object value, Codec codec, object owner) except 0      # Unfit
+    cdef int forget(self, uint64_t number) except -1
+    cdef int release(self, Decoder dec) except -1               # the payload of RELEASE
+    # The payload of CALLBACK: (MethodCodec, function, arguments or None, error or None, owner).
+    cdef tuple request(self, Decoder dec)
+
+
+cdef int answered(Encoder enc, tuple request, list interrupt) except -1
+cdef object target_of(CallbackLine line, uint64_t number, Codec codec, object call)
+cdef object answer_of(FrameHeader* header, Decoder dec, MethodCodec codec)
+
+
+cdef class Passed:
+    # The plugin's: one callback that was passed. Its end is the release.
+    cdef CallbackLine line
+    cdef uint64_t number
+    cdef object call                    # the Activation of the call that brought it, as long as that runs
+
+
+cdef class Target:
+    # One method of it: what the plugin calls.
+    cdef Passed passed
+    cdef MethodCodec codec
+    cdef bytes name
+    cdef int encode(self, Encoder enc, tuple args, dict kwargs) except -1
+
+
+cdef class Asking(Session):
+    # Who can bring a callback to the host.
+    cdef object ask(self, Target target, tuple args, dict kwargs)
+
+
+cdef class CallbackLine(Asking):
+    # The plugin's way to the host outside of a call: a link of its own, with the roles turned round.
+    cdef object lock
+    cdef object attached                # an Event
+    cdef list released                  # numbers whose Passed is gone, for the next RELEASE
+    cdef Py_ssize_t alive
+    cdef uint64_t next_call
+    cdef int drop(self, uint64_t number) except -1
+    cdef bytes take_released(self)      # the payload of one RELEASE; None: nothing to tell

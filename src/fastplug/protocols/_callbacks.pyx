@@ -1,0 +1,333 @@
+"""Callbacks: numbers for what stays in the host, and the link on which the plugin calls it when no call of its own waits.
+
+docs/wire.md, "Callbacks". During an ordinary call they come back on the call's lane instead: ``_call.pyx`` and ``_serve.pyx``.
+"""
+
+import logging
+import os
+import random
+import threading
+
+from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fastplug._wire cimport (
+    FRAME_CALLBACK, FRAME_RAISE, FRAME_RELEASE, FRAME_RETURN, Codec, Decoder, Encoder, FrameHeader, Link, MethodCodec, decode_error,
+    encode_error, skip_rest,
+)
+from fastplug.protocols._session cimport Session
+
+from fastplug._wire import Unfit
+from fastplug._wire_words import Unbuilt
+from fastplug.annotation import MISSING
+from fastplug.deadlines import UNTIL_NS
+from fastplug.errors import Closed, DeadlineExceeded, LocalProtocolError, RemoteProtocolError
+from fastplug.interfaces import Method, Parameter, check_implementation
+from fastplug.protocols.handle import make_handle
+
+# What one connection may have passed and not got back: a plugin that keeps more has a leak.
+CALLBACKS_MAX = 65536
+cdef Py_ssize_t _CALLBACKS_MAX = CALLBACKS_MAX
+# Of one RELEASE frame: 16 KiB, what a small ring takes inline is less.
+cdef Py_ssize_t RELEASED_MAX = 256
+# The host sends its end before the first call that passes a callback; a plugin waits this long for its own control thread.
+ATTACH_TIMEOUT_S = 10.0
+
+_log = logging.getLogger("fastplug.callbacks")
+
+
+def methods_of(codec: Codec) -> dict:
+    """name -> MethodCodec of what a callback can be asked: of a plain callable one without a name."""
+    node = codec.extra[0]
+    if node.interface is not None:
+        return {method.name: MethodCodec(node.interface.name, method, callback=True) for method in node.interface.methods}
+    *takes, returns = node.args
+    parameters = tuple([Parameter(f"argument{n}", one, MISSING, False) for n, one in enumerate(takes)])
+    return {"": MethodCodec(codec.canonical, Method("", 0, parameters, returns, False, None, None), callback=True)}
+
+
+cdef dict methods_for(Codec codec):
+    # One table per declared parameter, made when the first value passes.
+    if codec.extra[1] is None:
+        codec.extra[1] = methods_of(codec)
+    return codec.extra[1]
+
+
+cdef class Registry:
+    """What the host has passed on one connection. The GIL guards it."""
+
+    def __init__(self):
+        self.passed = {}
+        self.next_number = random.getrandbits(48) + 1
+
+    def __len__(self):
+        return len(self.passed)
+
+    cdef uint64_t register(self, object value, Codec codec, object owner) except 0:
+        cdef dict methods = methods_for(codec)
+        interface = codec.extra[0].interface
+        if interface is None:
+            if not callable(value):
+                raise Unfit(f"{type(value).__qualname__}, which cannot be called")
+            functions = {"": (methods[""], value)}
+        else:
+            functions = {
+                method.name: (methods[method.name], getattr(value, method.name)) for method in check_implementation(value, interface)
+            }
+        if len(self.passed) >= _CALLBACKS_MAX:
+            raise LocalProtocolError(f"the plugin keeps {_CALLBACKS_MAX} callbacks; let it drop those that it does not need any more")
+        self.next_number += 1
+        self.passed[self.next_number] = (functions, owner)
+        return self.next_number
+
+    cdef int forget(self, uint64_t number) except -1:
+        self.passed.pop(number, None)
+        return 0
+
+    cdef int release(self, Decoder dec) except -1:
+        cdef uint64_t number
+        if dec.size & 7 or not dec.size:
+            raise RemoteProtocolError(f"the plugin released callbacks in a payload of {dec.size} bytes")
+        while dec.pos < dec.size:
+            memcpy(&number, dec.need(8), 8)
+            if self.passed.pop(number, None) is None:
+                raise RemoteProtocolError(f"the plugin released callback {number}, which was never passed or has been released")
+        return 0
+
+    cdef tuple request(self, Decoder dec):
+        cdef uint64_t number
+        cdef uint16_t n
+        cdef MethodCodec codec
+        cdef const unsigned char* text
+        memcpy(&number, dec.need(8), 8)
+        memcpy(&n, dec.need(2), 2)
+        text = dec.need(n)
+        known = self.passed.get(number)
+        if known is None:
+            raise RemoteProtocolError(f"the plugin called callback {number}, which was never passed or has been released")
+        functions, owner = known
+        name = text[:n].decode("utf-8", "replace")
+        if name not in functions:
+            raise RemoteProtocolError(f"the plugin called method {name[:100]!r} of a callback that has {', '.join(functions) or 'none'}")
+        codec, function = functions[name]
+        try:
+            return codec, function, codec.decode_arguments(dec), None, owner
+        except Unbuilt as error:
+            skip_rest(dec)
+            return codec, function, None, error.__cause__, owner
+
+
+cdef int answered(Encoder enc, tuple request, list interrupt) except -1:
+    """Runs what a CALLBACK asks for, and encodes the answer: its kind. ``interrupt`` gets what must not stay in the callback."""
+    cdef MethodCodec codec = request[0]
+    error = request[3]
+    result = None
+    if error is None:
+        try:
+            result = codec.call(request[1], request[2])
+        except BaseException as raised:
+            error = raised
+            if not isinstance(raised, Exception):
+                interrupt.append(raised)
+    enc.reset()
+    if error is None:
+        try:
+            codec.encode_result(enc, result)
+            return FRAME_RETURN
+        except Exception as unfit:
+            error = unfit
+            enc.port.rollback()
+            enc.reset()
+    try:
+        encode_error(enc, error)
+    except Exception as broken:
+        enc.reset()
+        encode_error(enc, RuntimeError(f"{type(error).__name__}, which could not be encoded: {type(broken).__name__}"))
+    return FRAME_RAISE
+
+
+cdef class Passed:
+    def __dealloc__(self):
+        if self.line is not None:
+            self.line.alive -= 1
+            self.line.released.append(self.number)
+
+
+cdef class Target:
+    """What a handler gets for a callback: one method of what stays in the host. Callable from any thread of the plugin."""
+
+    def __call__(self, *args, **kwargs):
+        call = self.passed.call
+        if call is not None:
+            way = call.way_back()
+            if way is not None:
+                return (<Asking>way).ask(self, args, kwargs)
+        return self.passed.line.ask(self, args, kwargs)
+
+    def __repr__(self):
+        return f"<fastplug callback {self.codec.qualified}>"
+
+    def __reduce__(self):
+        raise TypeError("a callback cannot be pickled: it lives in the host")
+
+    cdef int encode(self, Encoder enc, tuple args, dict kwargs) except -1:
+        cdef uint16_t n = <uint16_t>len(self.name)
+        cdef const char* text = self.name
+        enc.reset()
+        memcpy(enc.take(8), &self.passed.number, 8)
+        memcpy(enc.take(2), &n, 2)
+        memcpy(enc.take(n), text, n)
+        return self.codec.encode_arguments(enc, args, kwargs)
+
+
+cdef object target_of(CallbackLine line, uint64_t number, Codec codec, object call):
+    """What stands in the plugin for callback ``number``."""
+    cdef Passed passed = Passed.__new__(Passed)
+    cdef dict methods = methods_for(codec)
+    passed.line = line
+    passed.number = number
+    passed.call = call
+    line.alive += 1
+    made = {}
+    for name, method in methods.items():
+        target = Target.__new__(Target)
+        (<Target>target).passed = passed
+        (<Target>target).codec = method
+        (<Target>target).name = name.encode()
+        made[name] = target
+    interface = codec.extra[0].interface
+    return made[""] if interface is None else make_handle(interface, made, "the host (a callback)")
+
+
+cdef class Asking(Session):
+    """The plugin's end of a link on which it can call back."""
+
+    cdef object ask(self, Target target, tuple args, dict kwargs):
+        raise LocalProtocolError(f"{type(self).__name__} does not call back")
+
+
+cdef class CallbackLine(Asking):
+    """The plugin's way to the host when no call waits there. One callback at a time; other threads queue."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.attached = threading.Event()
+        self.released = []
+        self.next_call = random.getrandbits(48)
+
+    @property
+    def kept(self) -> int:
+        """Callbacks that the plugin has not dropped."""
+        return self.alive
+
+    def attach(self, Link link not None, port) -> None:
+        """The host has sent its end."""
+        if self.attached.is_set():
+            raise RemoteProtocolError("the host sent a second callback link")
+        Session.__init__(self, link, port)
+        self.link.asks = False
+        self.attached.set()
+
+    def close(self) -> None:
+        """Whoever waits for an answer is woken by the link's own end; nobody gets one any more."""
+        self.attached.set()
+        if self.link is not None:
+            self.link.peer_gone()
+
+    cdef int drop(self, uint64_t number) except -1:
+        """It came and nobody will get it."""
+        self.released.append(number)
+        return 0
+
+    cdef bytes take_released(self):
+        cdef list numbers
+        if not self.released:
+            return None
+        numbers, self.released[:RELEASED_MAX] = self.released[:RELEASED_MAX], []
+        return b"".join([(<uint64_t>number).to_bytes(8, "little") for number in numbers])
+
+    def tell_released(self) -> None:
+        """Sends what was dropped, unless a callback is under way. Raises OSError, EOFError."""
+        cdef bytes payload
+        cdef const unsigned char* raw
+        if not self.released or self.link is None or not self.lock.acquire(blocking=False):
+            return
+        try:
+            while (payload := self.take_released()) is not None:
+                raw = payload
+                self.signal(FRAME_RELEASE, 0, raw, <unsigned int>len(payload), 0)
+        finally:
+            self.lock.release()
+
+    cdef object ask(self, Target target, tuple args, dict kwargs):
+        cdef FrameHeader header
+        cdef int64_t until = UNTIL_NS.get() or 0
+        if not self.attached.wait(ATTACH_TIMEOUT_S) or self.link is None:
+            raise Closed("the host cannot be called back: it is gone, or has sent no callback link")
+        if not self.at_home():
+            raise Closed(f"this callback belongs to another process; this is process {os.getpid()}, forked from it")
+        with self.lock:
+            target.encode(self.enc, args, kwargs)
+            memset(&header, 0, sizeof(FrameHeader))
+            header.kind = FRAME_CALLBACK
+            self.next_call += 1
+            header.call = self.next_call
+            try:
+                self.transmit(&header, until)
+                while True:
+                    if not self.link.receive(&header, self.dec, until):
+                        raise DeadlineExceeded(f"{target!r} had no answer before the deadline; a late one will be dropped")
+                    if header.call == self.next_call:
+                        return answer_of(&header, self.dec, target.codec)
+                    if header.call > self.next_call:
+                        raise RemoteProtocolError(f"the host answered callback {header.call}, which was never asked")
+            except EOFError as error:
+                raise Closed("the host is gone; it cannot be called back") from error
+
+
+cdef object answer_of(FrameHeader* header, Decoder dec, MethodCodec codec):
+    if header.kind == FRAME_RETURN:
+        return codec.decode_result(dec)
+    if header.kind == FRAME_RAISE:
+        raise decode_error(dec, codec.qualified)
+    raise RemoteProtocolError(f"a callback was answered by a frame of kind {header.kind}")
+
+
+cdef class CallbackServer(Session):
+    """The host's end of the callback link: runs one callback after another on the thread that calls run()."""
+
+    cdef Registry registry
+
+    def __init__(self, Link link not None, port, Registry registry not None):
+        Session.__init__(self, link, port)
+        self.link.asks = False
+        self.registry = registry
+
+    def run(self) -> None:
+        """Until the link ends. Raises RemoteProtocolError."""
+        cdef FrameHeader header
+        cdef tuple request
+        try:
+            while self.link.receive(&header, self.dec, 0):
+                if header.kind == FRAME_RELEASE:
+                    self.registry.release(self.dec)
+                    continue
+                if header.kind != FRAME_CALLBACK:
+                    raise RemoteProtocolError(f"a frame of kind {header.kind} came where only callbacks may come")
+                request = self.registry.request(self.dec)
+                interrupt = []
+                header.kind = <uint16_t>answered(self.enc, request, interrupt)
+                request = None
+                header.flags = 0
+                self.transmit(&header, 0)
+        except EOFError:
+            return
+
+
+def serve_callbacks(Link link not None, port, Registry registry not None) -> None:
+    """The body of the thread ``fastplug callbacks <plugin>``."""
+    try:
+        CallbackServer(link, port, registry).run()
+    except RemoteProtocolError:
+        _log.exception("the plugin broke the protocol; it cannot call back any more")
+        link.peer_gone()

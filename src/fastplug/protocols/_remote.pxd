@@ -1,0 +1,34 @@
+# Methods as the user sees them, and what they give: streams, and calls over whole iterables.
+
+from fastplug.protocols._call cimport Bound
+from fastplug.protocols._turn cimport Pending
+
+
+cdef class Remote(Bound):
+    # What `dsp.total` is.
+    cdef dict __dict__                  # __name__, __doc__, __signature__: for help()
+
+
+cdef class Call(Pending):
+    # A call under way, as the user has it: what `submit` gives.
+    cdef bint fed                       # it takes a stream, and has a thread of its own
+
+
+cdef class ResultStream:
+    # What a call gives that returns a stream.
+    cdef Pending call
+    cdef bint closed
+    cdef object fetch(self, bint* found)
+
+
+cdef class Mapped:
+    # What `fastplug.map` gives.
+    cdef Remote method
+    cdef object arguments               # an iterator of tuples
+    cdef object calls                   # those under way, in order; behind a failed one that cancels the rest there are none
+    cdef Py_ssize_t in_flight
+    cdef bint ordered
+    cdef bint goes_on                   # behind a failure
+    cdef bint exhausted
+    cdef int fill(self) except -1
+    cdef Call first_done(self)

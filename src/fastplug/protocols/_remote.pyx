@@ -1,0 +1,402 @@
+"""Methods as the user calls them, and what they give: ``Call`` for one under way, ``ResultStream``, ``Mapped``."""
+
+import collections
+import threading
+import types
+
+from libc.stdint cimport int64_t, uint64_t
+
+from fastplug._wire cimport FRAME_CANCEL, FRAME_CLOSE, MethodCodec
+from fastplug.protocols._call cimport Bound, Caller, caller_until
+from fastplug.protocols._streams cimport GRANT_ITEMS
+from fastplug.protocols._turn cimport ANSWERED, FAILED, GIVEN_UP, PENDING, Pending
+
+from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded
+
+__all__ = ["Call"]        # what users name; the rest is for the protocols
+
+cdef extern from "_atomics.h" nogil:
+    int64_t fp_now_ns()
+
+# An awaited call is looked at for this long before its task is suspended: about what the suspension itself takes (fast-transport, 3.8).
+POLL_NS = 10_000
+cdef int64_t _POLL_NS = POLL_NS
+# A thread that waits for an item in the place of a task looks up this often whether the task still wants it.
+cdef int64_t ASYNC_SLICE_NS = 500_000_000
+# Whoever waits for a call that has a thread of its own looks up this often, for signals.
+FED_SLICE_S = 0.1
+# Requests of a map go out together when so many may go.
+cdef Py_ssize_t BATCH_CALLS = 16
+
+
+cdef class Remote(Bound):
+    """One method of a dispensed interface, callable from any thread.
+
+    Raises what the declared handler raises (as RemoteError), ArgumentError, ResultError, DeadlineExceeded, PluginDied, Closed,
+    ArenaExhausted, CopyRequired, RemoteProtocolError.
+    """
+
+    def __init__(self, Caller caller not None, MethodCodec codec not None, interface: int, index: int, doc, signature):
+        self.caller = caller
+        self.codec = codec
+        self.interface = interface
+        self.index = index
+        self.__name__ = codec.name
+        self.__qualname__ = codec.qualified
+        self.__doc__ = doc
+        self.__signature__ = signature
+
+    def __call__(self, *args, **kwargs):
+        if self.codec.item is not None:
+            return stream_of(self.caller.call(self, args, kwargs))
+        return self.caller.call(self, args, kwargs)
+
+    def submit(self, args, kwargs):
+        """A Call of this method. Raises what a call raises before it sends anything."""
+        cdef Call call = Call.__new__(Call)
+        if self.codec.item is not None:
+            raise ConfigError(f"{self.codec.qualified} returns a stream: call it and iterate; it does not wait for the plugin either")
+        if self.codec.fed is not None:
+            return fed_call(self, args, kwargs)
+        self.caller.submit(call, self, args, kwargs, False)
+        return call
+
+    def __repr__(self):
+        return f"<fastplug method {self.codec.qualified}>"
+
+    def __reduce__(self):
+        raise TypeError("a live method cannot be pickled; pickle a fastplug.Spec and open it where it is needed")
+
+
+cdef class Call(Pending):
+    """A call under way: what ``fastplug.submit`` gives. Usable from any thread, and awaitable in any asyncio task."""
+
+    __class_getitem__ = classmethod(types.GenericAlias)
+
+    def __repr__(self):
+        told = {PENDING: "under way", ANSWERED: "answered", FAILED: "failed", GIVEN_UP: "given up"}[self.state]
+        return f"<fastplug call of {self.codec.qualified}, {told}>"
+
+    def done(self):
+        """Whether there is a result or an error, as far as anybody has looked: ``result()`` looks."""
+        if self.state == PENDING:
+            self.look(1)
+        return self.state != PENDING
+
+    def cancelled(self):
+        """Whether ``cancel()`` came before the answer."""
+        return self.state == GIVEN_UP and isinstance(self.value, Cancelled)
+
+    def result(self, timeout_s=None):
+        """What the method returned; waits for it.
+
+        Args:
+            timeout_s: seconds; None waits as long as the deadline of the call allows, and without one as long as the plugin lives.
+
+        Raises:
+            What the method raises; DeadlineExceeded: not answered in time (after ``timeout_s`` the call goes on, and may be asked again);
+            Cancelled; PluginDied, Closed.
+        """
+        cdef int64_t until = self.until
+        if self.state == PENDING:
+            if timeout_s is not None:
+                until = fp_now_ns() + <int64_t>(timeout_s * 1e9)
+                if self.until:
+                    until = min(until, self.until)
+            if not self.look(until):
+                if self.until and fp_now_ns() >= self.until:
+                    self.expire()
+                else:
+                    raise DeadlineExceeded(f"{self.codec.qualified}() was not answered within {timeout_s:g} s; the call goes on")
+        return self.outcome()
+
+    def exception(self, timeout_s=None):
+        """The error that ``result()`` would raise, or None. Raises DeadlineExceeded when there is neither in time."""
+        try:
+            self.result(timeout_s)
+        except Exception as error:
+            if self.state == PENDING:
+                raise
+            return error
+        return None
+
+    def cancel(self):
+        """Gives the call up: True, unless it has been answered. The plugin is told; ``result()`` raises Cancelled."""
+        if self.state != PENDING:
+            return self.cancelled()
+        self.end(Cancelled(f"{self.codec.qualified}() was cancelled by its caller"))
+        return self.state == GIVEN_UP
+
+    def add_done_callback(self, function):
+        """``function(call)`` once the call is done: at once if it is, else on the thread ``fastplug reader``. What it raises is logged."""
+        if self.done():
+            function(self)
+            return
+        (<Caller>self.caller).watch(self, function)
+
+    def __await__(self):
+        if not self.look(fp_now_ns() + _POLL_NS):
+            yield from awaited(self)
+            if self.state == PENDING:
+                self.expire()
+        return self.outcome()
+
+    @property
+    def until_s(self):
+        """Seconds until its deadline; None without one."""
+        return (self.until - fp_now_ns()) / 1e9 if self.until else None
+
+    def look(self, int64_t until):
+        """Waits until then (CLOCK_MONOTONIC in nanoseconds; 0: for ever): whether there is an outcome. For what is built on calls."""
+        if self.fed:
+            while self.state == PENDING:        # its own thread reads
+                left_s = FED_SLICE_S if not until else min(FED_SLICE_S, (until - fp_now_ns()) / 1e9)
+                if left_s <= 0:
+                    return False
+                if self.waiter.acquire(timeout=left_s):
+                    self.waiter.release()
+            return True
+        if self.state == PENDING:
+            try:
+                return (<Caller>self.caller).wait(self, until) == 1
+            except Exception as error:
+                if self.state == PENDING:
+                    self.finish(FAILED, error)
+                    return True
+                raise
+        return True
+
+    def end(self, error):
+        """Gives the call up with this error, unless it is done."""
+        if self.state == PENDING:
+            self.caller.give_up(self, FRAME_CANCEL)
+            self.finish(GIVEN_UP, None)         # one that has not been sent, too
+            self.value = error
+            if self.number:
+                (<Caller>self.caller).tell_plugin(self.number, error)
+
+    def expire(self):
+        """Its deadline is over."""
+        self.end(DeadlineExceeded(f"{self.codec.qualified}() had no answer before the deadline; a late one will be dropped"))
+
+
+def awaited(call):
+    """Suspends the task until the call is done, or its deadline is over. Cancelling the task cancels the call."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def wake() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    def tell(_call) -> None:
+        try:
+            loop.call_soon_threadsafe(wake)
+        except RuntimeError:
+            pass                        # the loop is closed: nobody waits
+
+    until_s = call.until_s
+    timer = None if until_s is None else loop.call_at(loop.time() + until_s, wake)
+    call.add_done_callback(tell)
+    try:
+        yield from future
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+cdef Call fed_call(Remote method, tuple args, dict kwargs):
+    """A call that takes a stream: its iterable has to be run, so it gets a thread, and its Call is completed from there."""
+    cdef Call call = Call.__new__(Call)
+    cdef Caller caller = method.caller
+    caller.check_usable()
+    call.caller, call.codec, call.until = caller, method.codec, caller_until()
+    call.fed = True
+    call.waiter = threading.Lock()
+    call.waiter.acquire()
+
+    def run() -> None:
+        cdef uint64_t under_way = 0
+        try:
+            caller.call_with(call, method, args, kwargs, call.until, &under_way)
+        except BaseException as error:
+            call.finish(FAILED, error)
+        caller.run_finished()
+
+    threading.Thread(target=run, name=f"fastplug call {method.codec.qualified}", daemon=True).start()
+    return call
+
+
+cdef object stream_of(Pending call):
+    cdef ResultStream stream = ResultStream.__new__(ResultStream)
+    stream.call = call
+    return stream
+
+
+cdef class ResultStream:
+    """What a call returns that is declared ``Iterator[T]``: an iterator, also for ``async for``, and a context manager.
+
+    Items come as the plugin makes them, at most 32 ahead. Closing it, also by dropping it, ends the plugin's generator. Not for two threads at a time.
+    """
+
+    def __iter__(self):
+        return self
+
+    def __aiter__(self):
+        return self
+
+    def __next__(self):
+        cdef bint found = False
+        value = self.fetch(&found)
+        if not found:
+            raise StopIteration
+        return value
+
+    async def __anext__(self):
+        cdef bint found = False
+        if not self.closed and not self.look(fp_now_ns() + _POLL_NS):
+            import asyncio
+
+            loop = asyncio.get_running_loop()
+            while not self.look(1):             # another thread waits, so that an item which comes when this task is cancelled is not lost
+                await loop.run_in_executor(None, self.look, fp_now_ns() + ASYNC_SLICE_NS)
+                if self.call.until and fp_now_ns() >= self.call.until:
+                    break
+        value = self.fetch(&found)
+        if not found:
+            raise StopAsyncIteration
+        return value
+
+    def look(self, int64_t until):
+        """Waits until then: whether there is an item, or the end. For what is built on streams."""
+        cdef Pending call = self.call
+        return self.closed or bool(call.items.values) or call.state != PENDING or (<Caller>call.caller).wait(call, until) == 1
+
+    cdef object fetch(self, bint* found):
+        cdef Pending call = self.call
+        cdef Caller caller = <Caller>call.caller
+        if self.closed:
+            return None
+        if not call.items.values and call.state == PENDING:
+            try:
+                if not caller.wait(call, call.until):
+                    raise DeadlineExceeded(f"{call.codec.qualified}(): the deadline came before the end of the stream")
+            except BaseException:
+                self.close()
+                raise
+        if call.items.values:
+            found[0] = True
+            value = call.items.take()
+            if call.items.taken >= GRANT_ITEMS and call.state == PENDING:
+                caller.grant(call)
+            return value
+        self.close()
+        if call.state == FAILED:
+            call.outcome()
+        return None
+
+    def close(self) -> None:
+        """Wants no more items: the plugin's generator ends (GeneratorExit), and so does the caller's own if the call takes one. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        if self.call.state == PENDING:
+            self.call.caller.give_up(self.call, FRAME_CLOSE)
+        (<Caller>self.call.caller).stop_feed(self.call)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def __del__(self):
+        if self.call is not None:
+            self.close()
+
+    def __repr__(self):
+        return f"<fastplug stream of {self.call.codec.qualified}{', closed' if self.closed else ''}>"
+
+    def __reduce__(self):
+        raise TypeError("a stream cannot be pickled: it belongs to its connection")
+
+
+cdef class Mapped:
+    """What ``fastplug.map`` gives: an iterator of results, with at most ``in_flight`` calls under way."""
+
+    def __init__(self, Remote method not None, arguments, in_flight: int, ordered: bool, goes_on: bool):
+        self.method = method
+        self.arguments = arguments
+        self.calls = collections.deque()
+        self.in_flight = in_flight
+        self.ordered = ordered
+        self.goes_on = goes_on
+
+    def __iter__(self):
+        return self
+
+    cdef int fill(self) except -1:
+        """Submits what may be under way. A whole batch at a time, so that it is published together; what cannot be sent fails at its place."""
+        cdef Call call
+        cdef Caller caller = self.method.caller
+        try:
+            while not self.exhausted and len(self.calls) < self.in_flight:
+                try:
+                    args = next(self.arguments)
+                except StopIteration:
+                    self.exhausted = True
+                    break
+                call = Call.__new__(Call)
+                try:
+                    caller.submit(call, self.method, args, None, True)
+                except ArgumentError as error:      # the others concern the connection, or the whole map
+                    call.caller, call.codec = caller, self.method.codec
+                    call.finish(FAILED, error)
+                self.calls.append(call)
+        finally:
+            if caller.link is not None:
+                caller.link.flush()
+        return 0
+
+    cdef Call first_done(self):
+        for index, call in enumerate(self.calls):
+            if (<Call>call).state != PENDING:
+                del self.calls[index]
+                return call
+        return None
+
+    def __next__(self):
+        cdef Call call
+        if len(self.calls) <= max(0, self.in_flight - BATCH_CALLS):
+            self.fill()
+        if not self.calls:
+            raise StopIteration
+        if self.ordered:
+            call = self.calls.popleft()
+        else:
+            call = self.first_done()
+            if call is None:
+                call = self.calls.popleft()     # answers come in the order of the requests, as a rule
+        try:
+            return call.result()
+        except BaseException as error:
+            if call.state == PENDING:
+                call.cancel()                   # Ctrl-C: this one has no place any more
+            if not self.goes_on or not isinstance(error, Exception):
+                self.close()
+            raise
+
+    def close(self) -> None:
+        """Cancels what is under way; there are no further results."""
+        self.exhausted = True
+        while self.calls:
+            self.calls.popleft().cancel()
+
+    def __del__(self):
+        if self.calls is not None:
+            self.close()

@@ -1,0 +1,34 @@
+# The two halves of a stream as numbers and buffers: who may send how much. Pure; docs/wire.md, "Streams".
+
+from libc.stdint cimport uint32_t, uint64_t
+
+
+cdef enum:
+    WINDOW_ITEMS = 32       # wire.md: the credit that a stream starts with, and the most that may be under way
+    GRANT_ITEMS = 16        # the receiver tells what was taken when it is as much as this, and before each wait
+
+
+cdef class Outgoing:
+    # The sender's half. OPEN -> done (ended, failed, or closed by the receiver).
+    cdef object iterator
+    cdef Py_ssize_t credit              # items that may be sent
+    cdef object sizes                   # bytes of each item under way, oldest first
+    cdef Py_ssize_t under_way           # their sum
+    cdef Py_ssize_t limit               # more than this is not under way, unless one item alone is
+    cdef bint done
+    cdef bint queued                    # in the server's queue of streams that may send
+    cdef bint may_send(self) noexcept
+    cdef int sent(self, Py_ssize_t size) except -1
+    cdef int granted(self, uint32_t items) except -1        # RemoteProtocolError: more than are under way
+
+
+cdef class Incoming:
+    # The receiver's half: what came and was not taken yet, and how it ended.
+    cdef object values
+    cdef Py_ssize_t untold              # items that came, less those that CREDIT told
+    cdef Py_ssize_t taken               # by the consumer, since the last CREDIT
+    cdef bint ended                     # END or ERROR came
+    cdef object error                   # what to raise behind the last value
+    cdef int arrived(self, object value) except -1          # RemoteProtocolError: it had no credit
+    cdef object take(self)
+    cdef uint32_t grant(self) noexcept                       # what CREDIT is to say now; 0: nothing

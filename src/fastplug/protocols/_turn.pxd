@@ -1,0 +1,55 @@
+# Whose turn it is on a link, and the calls that are under way on it.
+
+from libc.stdint cimport int64_t, uint64_t
+
+from fastplug._wire cimport MethodCodec
+from fastplug.protocols._session cimport Session
+from fastplug.protocols._streams cimport Incoming, Outgoing
+
+
+cdef enum State:
+    PENDING = 0
+    ANSWERED = 1
+    FAILED = 2
+    GIVEN_UP = 3        # cancelled, or over its deadline
+
+
+cdef class Pending:
+    # One call under way. PENDING -> ANSWERED | FAILED | GIVEN_UP.
+    cdef Turn caller
+    cdef MethodCodec codec
+    cdef uint64_t number
+    cdef int64_t until                  # its deadline, 0 without one
+    cdef int state
+    cdef object value                   # the result, or the error
+    cdef Incoming items                 # the stream that it returns, or None
+    cdef Outgoing feed                  # the stream that it takes, or None
+    cdef object feed_error              # what the caller's own generator raised
+    cdef list passed                    # numbers of the callbacks that it brought
+    cdef object waiter                  # a lock on which a thread sleeps while another one reads the lane
+    cdef list callbacks                 # done-callbacks
+    cdef object __weakref__
+    cdef bint ready(self) noexcept
+    cdef int finish(self, int state, object value) except -1
+    cdef object outcome(self)
+
+
+cdef class Turn(Session):
+    # One thread at a time; others queue for `lock`.
+    cdef void* lock
+    cdef unsigned long owner            # thread that holds the lock, 0 when nobody does
+    cdef int inside                     # > 0: the owner runs user code (a callback, a generator); its calls nest
+    cdef int queued                     # threads that wait for the lock
+    cdef dict pending                   # number -> Pending; None for one that was given up and whose answer is still to come
+    cdef list waiting                   # Pendings whose threads want to read the link
+    cdef list later                     # (kind, number): what could not be sent at once
+    cdef list finished                  # Pendings with done-callbacks to run
+    cdef object refusal                 # an error class and text once the link cannot be used any more
+    cdef int owner_pid
+    cdef public bint signals            # the peer knows CLOSE and CANCEL (version 2)
+    cdef int _lock(self, int64_t until, str what) except -1
+    cdef void _unlock(self) noexcept
+    cdef int lead(self, Pending call, int64_t until) except -1
+    cdef int give_up(self, Pending call, int kind) except -1
+    cdef int send_later(self, int kind, uint64_t number) except -1
+    cdef int flush_later(self) except -1

@@ -1,0 +1,204 @@
+"""Whose turn it is on a link: one thread has it, others queue, and calls that wait for an answer hand it to each other."""
+
+import os
+import threading
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from fastplug.protocols._session cimport Session
+from fastplug.protocols._streams cimport Incoming, Outgoing
+
+from fastplug.errors import Closed, DeadlineExceeded, LocalProtocolError, RemoteProtocolError
+
+cdef extern from "_atomics.h" nogil:
+    int64_t fp_now_ns()
+
+cdef extern from "pythread.h":
+    ctypedef enum PyLockStatus: PY_LOCK_FAILURE, PY_LOCK_ACQUIRED, PY_LOCK_INTR
+    void* PyThread_allocate_lock()
+    void PyThread_free_lock(void*)
+    int PyThread_acquire_lock(void*, int) nogil
+    PyLockStatus PyThread_acquire_lock_timed(void*, long long microseconds, int intr_flag) nogil
+    void PyThread_release_lock(void*)
+    unsigned long PyThread_get_thread_ident()
+
+# A thread that queues for a handle looks up this often: a lock wait on a thread that is not the main one is not interrupted by signals.
+cdef long long QUEUE_SLICE_US = 100_000
+
+
+cdef class Pending:
+    cdef bint ready(self) noexcept:
+        return self.state != PENDING or (self.items is not None and len(self.items.values) > 0)
+
+    cdef int finish(self, int state, object value) except -1:
+        if self.state != PENDING:
+            return 0                    # it was given up meanwhile
+        self.state = state
+        self.value = value
+        if self.waiter is not None and self.waiter.locked():
+            self.waiter.release()
+        if self.callbacks is not None:
+            self.caller.finished.append(self)
+        return 0
+
+    cdef object outcome(self):
+        if self.state == ANSWERED:
+            return self.value
+        if self.feed_error is not None:
+            raise self.feed_error
+        raise self.value
+
+
+cdef class Turn(Session):
+    """The part of a Caller that is about threads, and about calls that were given up."""
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+    def __init__(self, link, port):
+        Session.__init__(self, link, port)
+        self.owner_pid = os.getpid()
+        self.pending = {}
+        self.waiting = []
+        self.later = []
+        self.finished = []
+        self.signals = True
+
+    def close(self, error) -> None:
+        """From now on calls raise ``error``, or what it returns if it is a callable. Who waits is woken by the link's own end."""
+        if self.refusal is None:
+            self.refusal = error
+
+    # -- whose turn it is
+
+    cdef int _lock(self, int64_t until, str what) except -1:
+        """1: the link is this thread's. 0: it has been, and runs user code for a call of its own: this call nests."""
+        cdef PyLockStatus status
+        cdef long long wait_us
+        cdef unsigned long me = PyThread_get_thread_ident()
+        if PyThread_acquire_lock(self.lock, 0):
+            self.owner = me
+            return 1
+        if self.owner == me:
+            if self.inside and not self.sending:
+                return 0
+            raise LocalProtocolError(
+                f"{what}() was called while this thread already waits in a call on the same handle (from a signal handler, a finalizer or "
+                "an argument's __index__); make the call after that one, or open a second handle"
+            )
+        while True:
+            wait_us = QUEUE_SLICE_US
+            if until:
+                wait_us = min(wait_us, (until - fp_now_ns()) // 1000)
+                if wait_us <= 0:
+                    raise DeadlineExceeded(f"{what}() was still waiting for other calls on this handle when its deadline ran out; nothing was sent")
+            self.queued += 1
+            with nogil:
+                status = PyThread_acquire_lock_timed(self.lock, wait_us, 1)
+            self.queued -= 1
+            if status == PY_LOCK_ACQUIRED:
+                self.owner = me
+                return 1
+            PyErr_CheckSignals()
+
+    cdef void _unlock(self) noexcept:
+        if self.later:
+            try:
+                self.flush_later()
+            except Exception:
+                pass                    # the link has ended: the next call says so
+        self.owner = 0
+        PyThread_release_lock(self.lock)
+        if self.waiting:
+            waiter = (<Pending>self.waiting[0]).waiter
+            if waiter.locked():
+                waiter.release()
+
+    cdef int lead(self, Pending call, int64_t until) except -1:
+        """Waits for the link or for the call, whichever comes first: 1 the link is this thread's, 0 it is nested, -2 look at the call."""
+        cdef unsigned long me = PyThread_get_thread_ident()
+        cdef double wait_s
+        if self.owner == me or PyThread_acquire_lock(self.lock, 0):
+            if self.owner != me:
+                self.owner = me
+                return 1
+            return self._lock(until, call.codec.qualified)
+        if call.waiter is None:
+            call.waiter = threading.Lock()
+            call.waiter.acquire()
+        self.waiting.append(call)
+        try:
+            if PyThread_acquire_lock(self.lock, 0):
+                self.owner = me
+                return 1
+            if call.ready():
+                return -2
+            wait_s = QUEUE_SLICE_US / 1e6
+            if until:
+                wait_s = max(0.0, min(wait_s, (until - fp_now_ns()) / 1e9))
+            call.waiter.acquire(timeout=wait_s)
+        finally:
+            self.waiting.remove(call)
+        return -2
+
+    # -- the end of calls
+
+    cdef int give_up(self, Pending call, int kind) except -1:
+        """Nobody waits for it any more: its late answer will be dropped."""
+        if call.number in self.pending:
+            self.pending[call.number] = None
+            call.finish(GIVEN_UP, None)
+            self.send_later(kind, call.number)
+        return 0
+
+    cdef int send_later(self, int kind, uint64_t number) except -1:
+        """Tells the plugin now if the link is free, else whoever has it does when it lets go."""
+        self.later.append((kind, number))
+        if self.owner != PyThread_get_thread_ident() and PyThread_acquire_lock(self.lock, 0):
+            self.owner = PyThread_get_thread_ident()
+            self._unlock()
+        return 0
+
+    cdef int flush_later(self) except -1:
+        cdef list later
+        if self.link is None or self.refusal is not None or not self.signals:
+            self.later.clear()
+            return 0
+        later, self.later = self.later, []
+        while later:
+            kind, number = later[0]
+            if number in self.pending:      # else it has been answered meanwhile
+                try:
+                    self.signal(kind, number, NULL, 0, 1)
+                except DeadlineExceeded:    # no room now: the next one who has the link tries again
+                    self.later.extend(later)
+                    return 0
+            later.pop(0)
+        return 0
+
+    def _refused(self):
+        """A new error each time: one that is raised twice collects tracebacks."""
+        if not self.at_home():
+            return Closed(
+                f"this handle belongs to process {self.owner_pid}; this is process {os.getpid()}, forked from it. "
+                "Open the plugin again here (fastplug.Spec can be passed on)."
+            )
+        if isinstance(self.refusal, RemoteProtocolError):
+            again = RemoteProtocolError(f"the connection is not used any more after an earlier error: {self.refusal}")
+            again.__cause__ = self.refusal
+            return again
+        if callable(self.refusal) and not isinstance(self.refusal, Exception):
+            return self.refusal()
+        return Closed(str(self.refusal))
+
+    def check_usable(self) -> None:
+        """Raises what a call would raise before it sends anything."""
+        if not self.at_home() or self.refusal is not None:
+            raise self._refused()

@@ -1,0 +1,166 @@
+"""Callbacks, and what the end of a plugin means for all that was under way: one meaning over every transport."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import numpy as np
+import pytest
+from tests.conformance.conftest import Gate, started
+from tests.plugins.flows_api import Floats, Flows
+from tests.plugins.flows_plugin import PlainFlows
+
+import fastplug
+from fastplug.errors import ArgumentError, ConfigError, PluginDied, RemoteError
+
+pytestmark = pytest.mark.transports("shm", "socket", "inproc")
+
+SOON_S = 60.0
+
+
+def test_a_callback(flows: Flows) -> None:
+    here = threading.current_thread()
+    threads: set[threading.Thread] = set()
+
+    def tell(n: int) -> int:
+        threads.add(threading.current_thread())
+        return 3 * n
+
+    assert flows.each(100, tell) == 3 * sum(range(100))
+    assert threads == {here}
+    assert not flows.maybe()
+    assert not flows.maybe(None)
+    assert flows.maybe(print)
+    assert float(flows.apply(np.ones(50_000), lambda x: x * 2).sum()) == 150_000
+    with pytest.raises(ArgumentError, match="cannot be called"):
+        flows.each(1, cast("Callable[[int], int]", 5))
+
+
+def test_callbacks_that_call(flows: Flows) -> None:
+    def tell(n: int) -> int:
+        return flows.double(n) + (flows.each(n, tell) if n < 4 else sum(flows.count(n)))
+
+    def model(n: int) -> int:
+        return 2 * n + (sum(map(model, range(n))) if n < 4 else sum(range(n)))
+
+    assert flows.each(8, tell) == sum(map(model, range(8)))
+
+
+def test_callbacks_that_fail(flows: Flows) -> None:
+    def tell(n: int) -> int:
+        raise KeyError(n)
+
+    with pytest.raises(KeyError) as failed:
+        flows.each(3, tell)
+    assert isinstance(failed.value, RemoteError)
+    with pytest.raises(RemoteError, match="callback must return int, got str; correct the host"):
+        flows.each(3, lambda n: cast("int", "x"))
+    with pytest.raises(KeyboardInterrupt):
+        flows.each(3, interrupt)
+
+
+def interrupt(n: int) -> int:
+    raise KeyboardInterrupt
+
+
+def test_kept_callbacks(flows: Flows) -> None:
+    def tell(n: int) -> int:
+        return n
+
+    alive = weakref.ref(tell)
+    flows.keep(tell)
+    del tell
+    assert flows.use(5) == 5
+    assert fastplug.submit(flows.thread_of, abs, -4).result(SOON_S) == 4
+    gc.collect()
+    assert alive() is not None
+    assert flows.drop() == 1
+    gc.collect()
+    assert alive() is None
+
+
+def test_callbacks_from_elsewhere(flows: Flows) -> None:
+    names: list[str] = []
+
+    def tell(n: int) -> int:
+        names.append(threading.current_thread().name)
+        return n + 1
+
+    assert flows.thread_of(tell, 1) == 2
+    flows.keep(tell)
+    assert flows.use(5) == 6
+    assert flows.use_thread(6) == 7
+    assert list(flows.counted(3, tell)) == [1, 2, 3]
+    assert fastplug.submit(flows.each, 3, tell).result(SOON_S) == 6
+    assert {name.rpartition(" ")[0] for name in names} == {"fastplug callbacks"}
+    assert flows.fed_back(range(10), tell) == 55
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def heard(self, what: str) -> int:
+        self.words.append(what)
+        return len(what)
+
+    def said(self, x: Floats, *, loud: bool = False) -> Floats:
+        return x * (2 if loud else 1)
+
+
+def test_an_interface_as_callback(flows: Flows) -> None:
+    ear = Ear()
+    assert flows.listen(ear) == 3 + 3 + 5 + 2000
+    assert ear.words == ["one", "two", "three"]
+    with pytest.raises((ArgumentError, ConfigError), match="does not implement"):
+        flows.listen(cast("Ear", object()))
+
+
+def test_a_million_callbacks_in_small(flows: Flows) -> None:
+    for _ in range(20):
+        assert flows.each(100, abs) == 4950
+        flows.maybe(print)
+    assert flows.double(1) == 2
+
+
+# -- the end
+
+
+def killed_at(client: fastplug.Client, values: Iterator[int], at: int) -> Iterator[int]:
+    """``values``; the plugin is killed when one of them is ``at``."""
+    for n in values:
+        if n == at:
+            assert client.pid is not None
+            os.kill(client.pid, signal.SIGKILL)
+        yield n
+
+
+@pytest.mark.transports("shm", "socket")
+def test_the_plugin_dies_in_the_middle(transport: str, gate: Gate) -> None:
+    endless = range(10**9)
+
+    def calls(client: fastplug.Client, flows: Flows) -> None:
+        under_way = [fastplug.submit(flows.wait, gate.path) for _ in range(3)]
+        gate.wait_entered()
+        list(killed_at(client, iter([1]), 1))
+        under_way[1].result(SOON_S)
+
+    runs: tuple[Callable[[fastplug.Client, Flows], object], ...] = (
+        lambda client, flows: list(killed_at(client, flows.count(10**9), 100)),
+        lambda client, flows: list(killed_at(client, flows.doubled(iter(endless)), 100)),
+        lambda client, flows: list(fastplug.map(flows.double, killed_at(client, iter(endless), 100))),
+        calls,
+    )
+    for run in runs:
+        with started(transport, PlainFlows) as client:
+            handle: Flows = client.dispense(Flows)
+            with pytest.raises(PluginDied):
+                run(client, handle)
+            with pytest.raises(PluginDied):
+                handle.double(1)
