@@ -99,6 +99,18 @@ def test_python_streams_become_the_feeds(capfd: pytest.CaptureFixture[str]) -> N
     assert capfd.readouterr().out == "raw\n"
 
 
+def test_a_forked_child_prints_to_its_descriptors(capfd: pytest.CaptureFixture[str]) -> None:
+    feed = StdioFeed()
+    with streamed(feed):
+        pid = os.fork()
+        if pid == 0:
+            print("from the child")
+            os._exit(0)
+        os.waitpid(pid, 0)
+    assert list(feed.read(object())) == []
+    assert capfd.readouterr().out == "from the child\n"
+
+
 def test_what_the_feed_does_not_take_goes_where_it_went() -> None:
     read, write = os.pipe()
     taken: list[bytes] = []

@@ -330,6 +330,7 @@ class Conversation:
         except Exception as error:  # noqa: BLE001  the engine's own kind of error
             if code_of(error) == Code.UNIMPLEMENTED:
                 reason = "the plugin has no broker (plugin.GRPCBroker is not implemented there)"
+        self._begun.set()
         self._broker.end(talk)
         self._broker.close(reason)
 

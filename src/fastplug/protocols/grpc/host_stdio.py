@@ -51,6 +51,7 @@ class HostStdio:
         except Exception as error:  # noqa: BLE001  the engine's own kind of error: the connection has ended, or there is no such service
             if code_of(error) == Code.UNIMPLEMENTED:
                 self._logger.debug("stdio service not available, stdout/stderr syncing unavailable")
+        self._begun.set()
         for lines in self._lines.values():
             lines.end()
 

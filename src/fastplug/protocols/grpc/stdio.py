@@ -102,6 +102,7 @@ class _Writer(io.RawIOBase):
 
     def __init__(self, write: Callable[[int, bytes], int], channel: int) -> None:
         self._write, self._channel = write, channel
+        self._owner_pid = os.getpid()
 
     def writable(self) -> bool:
         return True
@@ -110,7 +111,8 @@ class _Writer(io.RawIOBase):
         return self._channel  # 1 and 2 in both worlds
 
     def write(self, data: ReadableBuffer, /) -> int:
-        return self._write(self._channel, bytes(data)) or os.write(self._channel, data)
+        taken = self._write(self._channel, bytes(data)) if os.getpid() == self._owner_pid else 0  # nobody reads a forked child's copy
+        return taken or os.write(self._channel, data)
 
 
 @contextlib.contextmanager
