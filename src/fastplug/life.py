@@ -268,8 +268,9 @@ class PluginLife:
                 _log.error("plugin %r (pid %s) cannot be ended: it hangs in the kernel", self.name, self.pid)
             elif action is Action.LET_GO:
                 self._let_go = True
-                if can_detach(runner):
-                    runner.detach()
+                detachable = runner  # a name of its own: what is found out about it holds for no other action of the loop
+                if can_detach(detachable):
+                    detachable.detach()
             elif action is Action.RELEASE:
                 self._release()
 
