@@ -21,6 +21,9 @@ from tests.plugins.sandboxed_api import Sandboxed
 import fastplug
 from fastplug.contrib.bubblewrap import SOCKETS, Bubblewrap
 
+ROOT = Path(__file__).parents[2]
+# The suite takes some two minutes on an idle machine.
+SUITE_TIMEOUT_S = 1800
 COMMAND = [sys.executable, "-m", "tests.plugins.sandboxed_plugin"]
 
 
@@ -86,6 +89,32 @@ def test_killing_the_sandbox_ends_the_plugin() -> None:
         error = Running(lambda: [boxed.pids() for _ in iter(int, 1)]).error()  # until this host has noticed
     assert isinstance(error, fastplug.PluginDied)
     assert error.returncode == -signal.SIGKILL
+
+
+# What these ask is about processes: pids and signals of another namespace, the host's view of the plugin's memory, files by their inode.
+OF_PROCESSES = (
+    "what_a_client_is or stopped or stack_also or reads_the_hosts_memory or mapped_file or file_that_is_shortened or many_plugins_at_once"
+)
+
+
+@pytest.mark.long
+def test_the_conformance_suite_in_a_sandbox() -> None:
+    command = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/conformance",
+        "-m",
+        "(shm or grpc) and not long",
+        "-k",
+        f"not ({OF_PROCESSES})",
+    ]
+    environment = {**os.environ, "FASTPLUG_TEST_RUNNER": "bubblewrap"}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SUITE_TIMEOUT_S)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout
 
 
 def test_what_is_visible_and_writable(tmp_path: Path) -> None:

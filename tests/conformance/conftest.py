@@ -1,7 +1,7 @@
 """One suite over every transport: what a call means must not depend on what carries it.
 
 A test that takes ``transport`` (or a fixture that does) runs over each; ``@pytest.mark.transports("shm", ...)`` names fewer.
-``pytest -m shm`` (socket, grpc, inproc) runs one.
+``pytest -m shm`` (socket, grpc, inproc) runs one. With ``FASTPLUG_TEST_RUNNER=bubblewrap`` the plugins run in a sandbox.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 import os
 import select
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 from tests.plugins.flows_api import Flows
 
 import fastplug
+from fastplug.contrib.bubblewrap import Bubblewrap
 
 ROOT = Path(__file__).parents[2]
 TRANSPORTS = ("shm", "socket", "grpc", "inproc")
@@ -71,6 +73,9 @@ def started(transport: str, implementation: type | str, **options: Any) -> fastp
     if transport == "inproc":
         return fastplug.start(named, transport="inproc", **options)
     options["env"] = {**plugin_environment(), **options.get("env", {})}
+    if os.environ.get("FASTPLUG_TEST_RUNNER") == "bubblewrap":
+        # the folders of the tests' FIFOs and files are in the temporary directory
+        options.setdefault("runner", Bubblewrap(writable=[tempfile.gettempdir(), "/tmp"]))
     return fastplug.start([sys.executable, "-m", "fastplug.entry", named], transport=transport, **options)  # type: ignore[arg-type]
 
 

@@ -23,6 +23,8 @@ SOCKETS = "/run/plugin"
 # Empty in the sandbox; what a plugin needs of them is bound into it.
 _EMPTY = ("/tmp", "/run", "/var/tmp")
 
+_SIGNALLED = 128
+
 
 class Bubblewrap:
     """Makes runners: ``runner=Bubblewrap(...)``. One may be used for any number of plugins.
@@ -87,6 +89,12 @@ class SandboxedRunner(CommandRunner):
     def __init__(self, argv: Sequence[str], /, *, sockets: str, **options: Any) -> None:
         super().__init__(argv, **options)
         self._sockets = sockets
+
+    @property
+    def returncode(self) -> int | None:
+        """As of CommandRunner. bwrap exits with 128 and the number of the signal that ended the plugin, as shells do."""
+        code = super().returncode
+        return code if code is None or code <= _SIGNALLED else _SIGNALLED - code
 
     def plugin_to_host(self, network: str, address: str) -> tuple[str, str]:
         """The plugin's path as this host sees it. Raises HandshakeError for one that is not in the socket directory."""
