@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -98,6 +100,9 @@ class Peer:
     def bidistream(self, asks: Iterator[Any], context: Any) -> Iterator[Any]:
         context.add_callback(self.left.set)
         for index, ask in enumerate(asks):
+            if ask.nonce == "interrupt":
+                os.kill(os.getpid(), signal.SIGINT)  # while the reader waits
+                continue
             yield self.answer(ask.nonce, index)
 
     def fail(self, ask: Any, context: Any) -> Any:
@@ -249,6 +254,21 @@ def test_a_stream_left_early_is_cancelled_and_never_ran_far_ahead(peer: tuple[An
     with pytest.raises(Cancelled):
         next(call)
     assert list(call) == []
+
+
+def test_ctrl_c_ends_the_waiting_and_harms_nothing(peer: tuple[Any, Peer]) -> None:
+    service, served = peer
+
+    def wait() -> None:
+        with service.BidiStream() as call:
+            call.send(nonce="interrupt")
+            next(call)
+
+    with pytest.raises(KeyboardInterrupt):
+        wait()
+    assert served.left.wait(WATCHDOG_S)
+    assert service.Unary(nonce="after").digest == "after"
+    assert [one.digest for one in service.BidiStream([{"nonce": "again"}])] == ["again"]
 
 
 def test_errors_of_calls(peer: tuple[Any, Peer]) -> None:
