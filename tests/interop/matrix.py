@@ -37,7 +37,8 @@ LINE_TIMEOUT_S = 10
 NONCE = "n0nce"
 
 # The steps that one plugin process is asked for, in this order; the last ends it.
-STEPS = ("ping", "unary", "server_stream", "client_stream", "bidi_stream", "fail", "large", "stdio", "dial_back", "offer", "reattach")
+KINDS = ("unary", "server_stream", "client_stream", "bidi_stream")
+STEPS = ("ping", *KINDS, "fail", "large", "stdio", "dial_back", "offer", "reflection", "reattach")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +204,10 @@ class Host:
 
         with self.client.broker.dial(self.peer.Offer(nonce=NONCE).id) as channel:
             return fact(peer_pb2_grpc.PeerStub(channel).Unary(peer_pb2.Ask(nonce=NONCE)))
+
+    def reflection(self) -> Any:
+        methods = [method.name for method in self.client.descriptors(SERVICE).file[-1].service[0].method]
+        return {"services": list(self.client.services()), "methods": methods}
 
     def reattach(self) -> Any:
         where = self.client.reattach_config()

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.interop import peer_proto
 from tests.interop.matrix import CONFIGURATIONS, LARGE_BYTES, NONCE, STEPS, Configuration, Run, go_host, python_host
-from tests.interop.peer_proto import digest
+from tests.interop.peer_proto import SERVICE, digest
 
 import fastplug
 from fastplug.protocols.grpc.channel import Code
@@ -95,6 +96,13 @@ def broker_from_host_to_plugin(run: Run) -> None:
     assert got(run, "offer") == answer(run, "Unary")
 
 
+def reflection(run: Run) -> None:
+    """What the plugin says of itself, read by the other side's own library: grpc-go's messages in a Go host."""
+    found = got(run, "reflection")
+    assert SERVICE in found["services"]
+    assert found["methods"] == [method.name for method in peer_proto.descriptors().file[-1].service[0].method]
+
+
 def kill(run: Run) -> None:
     """Asked to stop, it stopped: no signal was needed. It left nothing."""
     stopped = got(run, "stopped")
@@ -104,7 +112,8 @@ def kill(run: Run) -> None:
     assert not run.left
 
 
-CELLS = (unary, server_stream, client_stream, bidi_stream, stdio, large, fail, broker_from_plugin_to_host, broker_from_host_to_plugin, kill)
+STREAMS = (unary, server_stream, client_stream, bidi_stream)
+CELLS = (*STREAMS, stdio, large, fail, broker_from_plugin_to_host, broker_from_host_to_plugin, reflection, kill)
 
 
 @either_host

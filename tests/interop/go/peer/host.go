@@ -131,6 +131,7 @@ var steps = map[string]func(*run) (any, error){
 	"dial_back":     (*run).dialBack,
 	"offer":         (*run).offer,
 	"reattach":      (*run).reattach,
+	"reflection":    (*run).reflection,
 	"ping": func(r *run) (any, error) {
 		protocol, err := r.client.Client()
 		if err != nil {
