@@ -1,12 +1,8 @@
 # Invariant: whatever a peer answers about its services and files, asking ends in names and files or in an error of the tree, after a
 # bounded number of questions; and files that were accepted give services whose methods have a signature and a docstring.
-"""python tests/fuzz/fuzz_reflection.py --seconds N --seed S"""
-
 from __future__ import annotations
 
-import argparse
 import random
-import time
 from typing import Any
 
 from google.protobuf import descriptor_pb2
@@ -77,7 +73,7 @@ class Liar:
         return damaged(rng, answer.SerializeToString())
 
 
-def look(rng: random.Random) -> None:
+def check_liar(rng: random.Random) -> None:
     """One peer."""
     liar = Liar(rng)
     reflection = Reflection(liar)
@@ -99,19 +95,4 @@ def look(rng: random.Random) -> None:
     assert liar.questions <= FILES_MAX + 10
 
 
-def fuzz(rng: random.Random, *, rounds: int | None = None, seconds: float | None = None) -> int:
-    """How many peers were asked."""
-    until, done = time.monotonic() + (seconds or 0), 0
-    while done != rounds if rounds is not None else time.monotonic() < until:
-        look(rng)
-        done += 1
-    return done
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    print(f"seed {arguments.seed}")
-    print(f"{fuzz(random.Random(arguments.seed), seconds=arguments.seconds)} peers")
+CHECKS = (check_liar,)

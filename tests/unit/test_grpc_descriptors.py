@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pb2, duration_pb2, timestamp_pb2
-from tests.fuzz.fuzz_reflection import fuzz
 
 from fastplug.errors import ConfigError, RemoteProtocolError
 from fastplug.protocols.grpc.descriptors import Files, files_of, with_imports
@@ -101,7 +99,3 @@ def test_answers_of_reflection_are_not_trusted(answer: bytes, error: type[Except
     for ask in (lambda one: one.services(), lambda one: one.files("a.B")):
         with pytest.raises(error):
             ask(Reflection(lambda path, request: answer))
-
-
-def test_whatever_a_peer_says_of_itself_ends_in_files_or_an_error_of_the_tree() -> None:
-    assert fuzz(random.Random(1), rounds=300) == 300
