@@ -217,13 +217,22 @@ class CommandRunner:
                 self.kill_group()
             for stream in self._streams:
                 stream.close()  # cannot block, unlike a buffered file, whose close waits for a read in progress
-            if self._detached and self._child.pidfd is not None and not self._child.exited:
-                watcher().add(self._child.pidfd, self._reap_detached)
-            else:
+            if not (self._detached and self._leave_to_watcher()):
                 self._child.release()
 
+    def _leave_to_watcher(self) -> bool:
+        """Whether the watcher reaps the process when it ends: nobody else may wait for a child of ours."""
+        child = self._child
+        if child is None or child.pidfd is None or child.exited:
+            return False
+        try:
+            watcher().add(child.pidfd, self._reap_detached)
+        except RuntimeError:
+            return False  # the interpreter is about to exit and starts no thread any more; then init reaps
+        return True
+
     def _reap_detached(self) -> None:
-        """On the watcher's thread, when a detached process ended: nobody else may wait for a child of ours."""
+        """On the watcher's thread, when a detached process ended."""
         child = self._child
         if child is not None and child.pidfd is not None:
             watcher().remove(child.pidfd)
