@@ -470,3 +470,67 @@ def test_a_refused_peer_that_has_sent_more_still_reads_why(sides: tuple[Tls, Tls
     for one in (mine, here, inner, other, last):
         one.close()
     thread.join(WAIT_S)
+
+
+def test_whoever_ends_whenever_the_others_go_on(relay: Relay, sides: tuple[Tls, Tls]) -> None:
+    """Connections that end at random moments, with bytes on the way, from both sides at once."""
+    rng = random.Random(1)
+    pid = relay.pid
+    with mux_pair(relay, *sides) as (host, plugin):
+        for round_ in range(60):
+            if round_ % 2:
+                here, there = socket.socketpair()
+                one, other = relay.tls(here, sides[0], server=False), relay.tls(there, sides[1], server=True)
+            else:
+                one = host.open()
+                accepted = plugin.accept()
+                assert accepted is not None
+                other = accepted
+            ends = [end(one), end(other)]
+            for sock in ends * rng.randrange(3):
+                with contextlib.suppress(OSError):
+                    sock.send(bytes(rng.choice((1, 5_000, 100_000))), socket.MSG_DONTWAIT)
+            if rng.random() < 0.5:
+                other.ready.result(WAIT_S)
+            how = [lambda joint: joint.close(), lambda joint: end(joint).close(), lambda joint: end(joint).shutdown(socket.SHUT_RDWR)]
+            for joint in rng.sample([one, other], 2):
+                with contextlib.suppress(OSError):
+                    rng.choice(how)(joint)
+                if rng.random() < 0.5:
+                    joint.closed.result(WAIT_S)
+            for joint in (one, other):
+                joint.closed.result(WAIT_S)
+                joint.close()
+        assert host.ping_s(WAIT_S) > 0
+    assert relay.pid == pid
+
+
+def test_a_bug_ends_one_connection_and_is_told(sides: tuple[Tls, Tls]) -> None:
+    """In this process, where a part of it can be broken."""
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mine.settimeout(WAIT_S)
+    relaying = relay_main.Relaying(its)
+    here, there = socket.socketpair()
+    inner, other = socket.socketpair()
+    thread = threading.Thread(target=relaying.run)
+    thread.start()
+
+    def alive(number: int) -> bool:
+        mine.send(json.dumps({"do": "ping", "mux": 99, "id": number}).encode())
+        return bool(json.loads(mine.recv(1 << 16)) == {"say": "pinged", "id": number, "s": None})
+
+    command = {"do": "tls", "id": 1, "server": True, "tls": to_json(sides[1])}
+    socket.send_fds(mine, [json.dumps(command).encode()], [there.fileno(), inner.fileno()])
+    assert alive(3)
+    relaying._joints[1].outer_received = None  # type: ignore[method-assign, assignment]
+    here.sendall(b"x")
+    said = [json.loads(mine.recv(1 << 16)) for _ in range(3)]
+    assert [one["say"] for one in said] == ["failed", "closed", "over"]
+    assert "TypeError" in said[0]["traceback"]
+    assert said[1]["reason"].startswith("the relay process failed: ")
+    assert alive(5)
+    mine.close()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    for sock in (here, there, inner, other):
+        sock.close()

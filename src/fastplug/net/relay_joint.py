@@ -108,9 +108,13 @@ class TlsFilter:
                 return
             raise Refused(self._module.refusal(error, server=self._server)) from error
 
-    def send(self, data: Piece) -> None:
-        """Encrypts; the result is in ``outgoing``."""
-        self._object.write(data)
+    def send(self, data: Piece) -> bool:
+        """Encrypts; the result is in ``outgoing``. False: nothing more can be sent, as a rule because the peer has ended."""
+        try:
+            self._object.write(data)
+        except self._ssl.SSLError:
+            return False
+        return True
 
     def finish(self) -> None:
         """Says that no more will be sent."""
@@ -245,14 +249,18 @@ class Joint:
         if data:
             if self._tls is None:
                 self._queue_outer(data)
-            else:
-                self._tls.send(data)
+            elif not self._tls.send(data):
+                self._inner_ended = True
+                self._tell_closed("the peer closed the connection")
         else:
-            self._inner_ended = True
-            self._tell_closed("the connection was closed")
-            if self._tls is not None:
-                self._tls.finish()
+            self._end_inner()
         self._write_outer()
+
+    def _end_inner(self) -> None:
+        self._inner_ended = True
+        self._tell_closed("the connection was closed")
+        if self._tls is not None:
+            self._tls.finish()
 
     def _give(self, data: Piece) -> None:
         if not self._inner_gone:
@@ -266,7 +274,7 @@ class Joint:
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
-                self._inner_gone = self._inner_ended = True
+                self._inner_gone = True  # it reads no more; what it had written before is still to be read
                 self._to_inner.clear()
                 self._to_inner_bytes = 0
                 break
@@ -373,6 +381,7 @@ class Joint:
     def _end(self, last: Callable[[], None] | None) -> None:
         if self._over:
             return
+        self._tell_closed("the connection was closed")  # unless the reason was told before
         self._over = True
         self._expires_s = None
         self._loop.timed.discard(self)
@@ -401,7 +410,7 @@ class SocketOuter:
 
     def __init__(self, loop: Loop, outer: socket.socket, joint: Joint) -> None:
         outer.setblocking(False)
-        self._loop, self._socket, self._joint = loop, outer, joint
+        self._loop, self._socket, self.joint = loop, outer, joint
         self._fd = outer.fileno()
         self._full = self._ended = self._closed = False
         self._lingers_until_s: float | None = None
@@ -410,7 +419,7 @@ class SocketOuter:
     def _ready(self, events: int) -> None:
         if events & WRITE:
             self._full = False
-            self._joint.outer_writable()
+            self.joint.outer_writable()
         if not self._closed and events & ~WRITE and not self._ended:
             self._read()
         self._watch()
@@ -425,22 +434,22 @@ class SocketOuter:
             if self._lingers_until_s is not None:
                 self.close()
                 return
-            self._joint.outer_failed(f"the peer closed the connection ({error.strerror or error})")
+            self.joint.outer_failed(f"the peer closed the connection ({error.strerror or error})")
             self.close()
             return
         if self._lingers_until_s is not None:
             if not data:
                 self.close()
         elif data:
-            self._joint.outer_received(data)
+            self.joint.outer_received(data)
         else:
             self._ended = True
-            self._joint.outer_ended()
+            self.joint.outer_ended()
 
     def _watch(self) -> None:
         if self._closed:
             return
-        reads = not self._ended and (self._joint.wants_more or self._lingers_until_s is not None)
+        reads = not self._ended and (self.joint.wants_more or self._lingers_until_s is not None)
         events = (READ if reads else 0) | (WRITE if self._full else 0)
         self._loop.watch(self._fd, events or None, self._ready)
 
@@ -455,7 +464,7 @@ class SocketOuter:
         except OSError as error:
             if not self._ended:
                 return len(data)  # what the peer has sent before, an alert perhaps, is still to be read
-            self._joint.outer_failed(f"the peer closed the connection ({error.strerror or error})")
+            self.joint.outer_failed(f"the peer closed the connection ({error.strerror or error})")
             self.close()
         return 0
 

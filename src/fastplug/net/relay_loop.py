@@ -37,9 +37,13 @@ class Timed(Protocol):
 
 
 class Loop:
-    """Descriptors, times, and what is to be done once all that came in this round was taken."""
+    """Descriptors, times, and what is to be done once all that came in this round was taken.
 
-    def __init__(self) -> None:
+    Args: ``broken(part, error)`` is told of a part that raised: it ends that one, and the others go on.
+    """
+
+    def __init__(self, broken: Callable[[object, Exception], None]) -> None:
+        self._broken = broken
         self._poller = select.poll()
         self._handlers: dict[int, tuple[int, Callable[[int], None]]] = {}
         self._flushes: dict[Callable[[], None], None] = {}
@@ -69,14 +73,20 @@ class Loop:
                 self.now_s = time.monotonic()
                 found = self._handlers.get(fd)  # None: an earlier handler of this round closed it
                 if found is not None:
-                    found[1](events)
+                    self._run(found[1], events)
             self.now_s = time.monotonic()
             for one in list(self.timed):
-                one.poll(self.now_s)
+                self._run(one.poll, self.now_s)
             while self._flushes:
                 flush = next(iter(self._flushes))
                 del self._flushes[flush]
-                flush()
+                self._run(flush)
+
+    def _run(self, act: Callable[..., None], *args: Any) -> None:
+        try:
+            act(*args)
+        except Exception as error:  # noqa: BLE001  a bug, in what one connection does
+            self._broken(getattr(act, "__self__", None), error)
 
     def _timeout_ms(self) -> float | None:
         times = [left_s for one in self.timed if (left_s := one.next_timeout_s(self.now_s)) is not None]

@@ -20,7 +20,7 @@ What it says:
     {"say": "closed", "id": n, "reason": text, "refused": bool}
     {"say": "over", "id": n}                                  nothing of this connection is left here
     {"say": "pinged", "id": n, "s": seconds|null}
-    {"say": "failed", "traceback": text}                      its last words: a bug in it
+    {"say": "failed", "traceback": text}                      a bug in it; the connection that it happened to has ended
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Relaying:
     """All that goes through one relay."""
 
     def __init__(self, control: socket.socket, owner_pidfd: int = -1) -> None:
-        self.loop = Loop()
+        self.loop = Loop(self._broken)
         self._control = Control(self.loop, control, self._command, self._leave)
         self._joints: dict[int, Joint] = {}
         self._muxes: dict[int, Mux] = {}
@@ -67,16 +67,24 @@ class Relaying:
         """Until the owner is gone, or hangs up."""
         try:
             self.loop.run()
-        except Exception:  # noqa: BLE001  it has no stderr
-            import traceback
-
-            self._control.say({"say": "failed", "traceback": traceback.format_exc(limit=-TRACEBACK_FRAMES_MAX)})
         finally:
             for mux in list(self._muxes.values()):
                 mux.close("the owner of the connection ended")
             for joint in list(self._joints.values()):
                 joint.close("the owner of the connection ended")
             self._control.close()
+
+    def _broken(self, part: object, error: Exception) -> None:
+        """Tells the owner, which has a log, and ends the connection that it happened to; without one, all."""
+        import traceback
+
+        text = "".join(traceback.format_exception(error, limit=-TRACEBACK_FRAMES_MAX))
+        self._control.say({"say": "failed", "traceback": text})
+        found = part.joint if isinstance(part, SocketOuter) else part
+        if isinstance(found, Joint | Mux):
+            found.close(f"the relay process failed: {error}")
+        else:
+            self.loop.over = True
 
     def _owner_gone(self, events: int) -> None:
         self._leave()
