@@ -3,7 +3,7 @@ SHELL := /bin/sh
 MAIN := .venv/ready
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help venv venvs build debug trace asan lint test test-all demo bench fuzz soak interop-full clean
+.PHONY: help venv venvs build debug trace asan lint test test-all demo bench fuzz soak array-soak interop-full clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,8 @@ fuzz: build  ## a target per parser, from new seeds; FUZZ_S, FUZZ_EXAMPLES
 	@ci/fuzz
 soak: build  ## ten million calls, memory and descriptors watched
 	@ci/soak
+array-soak: build  ## a million arrays from eight threads while plugins are killed
+	@ci/array-soak
 interop-full: build  ## both directions against real Go peers, long tests too
 	@ci/interop-full
 

@@ -63,6 +63,8 @@ REPLIES: dict[str, dict[str, Any]] = {
     "array segment: unknown": {"array": {"segment": 5}},
     "array slot: unknown": {"array": {"slot": 1 << 31}},
     "array home: a slot where nothing is lent": {"array": {"form": 2, "slot": 77}},
+    "array passed: the end sticks out": {"array": {"form": 3, "offset": ARENA_BYTES - 7992}},
+    "array passed: a slot that is none": {"array": {"form": 3, "slot": 1 << 31}},
     "array inline: n is not what the shape says": {"array": {"form": 0, "n": 16, "data": bytes(16)}},
     "array inline: n is more than there is": {"array": {"form": 0, "n": 1 << 40}},
 }
@@ -153,10 +155,21 @@ CONTROLS: dict[str, Breaks] = {
     "control: a segment without a size": lambda peer: peer.send(2, {"segment": 1}, _spare()),
     "control: a table without seals": lambda peer: peer.send(5, {"table": 1, "slots": 8192, "bytes": 65536}, [memfd(65536, seals=0)[0]]),
     "control: a table of another size": lambda peer: peer.send(5, {"table": 1, "slots": 512, "bytes": 4096}, _spare()),
+    "control: bytes of a segment that it was not told of": lambda peer: peer.send(10, {"segment": 3, "offset": 0, "bytes": 16}),
+    "control: bytes behind the end of a segment": lambda peer: peer.send(10, {"segment": 0, "offset": ARENA_BYTES - 8, "bytes": 16}),
+    "control: more bytes than may be asked for": lambda peer: peer.send(10, {"segment": 0, "offset": 0, "bytes": 1 << 20}),
+    "control: the table of HELLO is lost": lambda peer: peer.send(9, {"table": 0}),
+    "control: a table that is none is lost": lambda peer: peer.send(9, {"table": 4}),
+    "control: nothing is lost": lambda peer: peer.send(9, {}),
     "control: a pong with a descriptor": lambda peer: peer.send(7, {"n": 12345}, _spare()),
     "call: one that was answered": lambda peer: peer.publish(b"\0", call=0, blocks=0),
     "control: a hundred thousand descriptors": _flood,
 }
+
+
+def _ask(peer: Peer) -> None:
+    for n in range(100):
+        peer.send(10, {"segment": 0, "offset": 64 * n, "bytes": 64})
 
 
 # What a receiver passes over: the call is answered behind it.
@@ -168,6 +181,10 @@ HARMLESS: dict[str, Breaks] = {
     "a pong without a number": lambda peer: peer.send(7, {"n": [1]}),
     "a retired segment that is none": lambda peer: peer.send(4, {"segment": 5}),
     "the end of a segment that is none": lambda peer: peer.send(3, {"segment": 5}),
+    "a lost segment that is none": lambda peer: peer.send(9, {"segment": 5}),
+    "bytes that nobody asked for": lambda peer: peer.send(11, {"segment": 0, "offset": 0, "data": "!"}),
+    "a table out of its turn": lambda peer: peer.send(5, {"table": 7, "slots": 8192, "bytes": 65536}, [memfd(65536)[0]]),
+    "bytes of the first segment, a hundred times": _ask,
     "a segment whose descriptor was lost": lambda peer: peer.send(2, {"segment": 1, "bytes": 4096}, count=1),
 }
 
