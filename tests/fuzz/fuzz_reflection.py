@@ -9,30 +9,39 @@ from google.protobuf import descriptor_pb2
 
 from fastplug.errors import PluginError, RpcError
 from fastplug.protocols.grpc.channel import Code
-from fastplug.protocols.grpc.descriptors import FILES_MAX
+from fastplug.protocols.grpc.descriptors import FILES_MAX, Files
 from fastplug.protocols.grpc.reflection import VERSIONS, Reflection
 from fastplug.protocols.grpc.service import make_service
 
-NAMES = ("a", "b", "timeout_s", "self", "class", "__init__", "Ask", "é", "", "x" * 200, "google/protobuf/any.proto", "google.protobuf.Any")
+# What protobuf takes, though not all of it is a name in Python; and what it does not.
+SOUND = ("a", "b", "timeout_s", "self", "message", "class", "class_", "__init__", "__class__", "_fastplug_name", "None", "x" * 200)
+NAMES = (*SOUND, "é", "", "a b", "google/protobuf/any.proto", "google.protobuf.Any")
+_FIELD = descriptor_pb2.FieldDescriptorProto
 
 
-def some_file(rng: random.Random, name: str) -> Any:
-    """A file that may be sound."""
-    made = descriptor_pb2.FileDescriptorProto(name=name, package=rng.choice(("t", "", "google.protobuf")), syntax="proto3")
-    made.dependency.extend(rng.choice(NAMES) for _ in range(rng.randrange(3)))
-    kinds = ["M", "N", *rng.sample(NAMES, 1)]
+def some_file(rng: random.Random, name: str, *, sound: bool) -> Any:
+    """A file; a sound one is what some compiler could have made."""
+    made = descriptor_pb2.FileDescriptorProto(name=name, package="t", syntax="proto3")
+    if not sound:
+        made.package = rng.choice(("t", "", "google.protobuf"))
+        made.dependency.extend(rng.choice(NAMES) for _ in range(rng.randrange(3)))
+    prefix = f".{made.package}." if made.package else "."
+    kinds = ["M", "N"] if sound else ["M", "N", rng.choice(NAMES)]
+    made.enum_type.add(name="E").value.add(name="E_ZERO", number=0)
     for kind in kinds:
         message = made.message_type.add(name=kind)
-        for number in range(rng.randrange(4)):
-            field = message.field.add(
-                name=rng.choice(NAMES), number=number + rng.randrange(2), type=rng.randrange(1, 19), label=rng.choice((1, 3))
-            )
-            if field.type in (10, 11, 14):
-                field.type_name = f".{made.package}.{rng.choice(kinds)}"
+        names = rng.sample(SOUND, rng.randrange(5)) if sound else [rng.choice(NAMES) for _ in range(rng.randrange(4))]
+        for number, field_name in enumerate(names, 1):
+            field = message.field.add(name=field_name, number=number, label=rng.choice((1, 3)), json_name=f"j{number}")
+            field.type = rng.choice([one for one in _FIELD.Type.values() if one != _FIELD.TYPE_GROUP or not sound])
+            if field.type in (_FIELD.TYPE_MESSAGE, _FIELD.TYPE_GROUP):
+                field.type_name = prefix + rng.choice(kinds)
+            elif field.type == _FIELD.TYPE_ENUM:
+                field.type_name = f"{prefix}E"
     service = made.service.add(name="S")
-    for _ in range(rng.randrange(3)):
-        method = service.method.add(name=rng.choice(NAMES), client_streaming=rng.random() < 0.5, server_streaming=rng.random() < 0.5)
-        method.input_type, method.output_type = (f".{made.package}.{rng.choice(kinds)}" for _ in range(2))
+    for method_name in rng.sample(SOUND if sound else NAMES, rng.randrange(4)):
+        method = service.method.add(name=method_name, client_streaming=rng.random() < 0.5, server_streaming=rng.random() < 0.5)
+        method.input_type, method.output_type = (prefix + rng.choice(kinds) for _ in range(2))
     return made
 
 
@@ -60,7 +69,10 @@ class Liar:
             raise RpcError(Code.UNIMPLEMENTED if rng.random() < 0.5 else Code.INTERNAL, "no")
         question = dialect.request.FromString(request)
         wanted = question.file_by_filename or "a.proto"
-        files = [some_file(rng, wanted if rng.random() < 0.8 else rng.choice(NAMES)) for _ in range(rng.randrange(1, 3))]
+        sound = rng.random() < 0.5
+        files = [some_file(rng, wanted, sound=sound)]
+        if not sound and rng.random() < 0.5:
+            files.append(some_file(rng, rng.choice(NAMES), sound=False))
         answer: Any = dialect.response()
         kind = rng.randrange(10)
         if kind < 7 and not question.list_services:
@@ -74,25 +86,40 @@ class Liar:
 
 
 def check_liar(rng: random.Random) -> None:
-    """One peer."""
+    """A peer that answers at random, most of it sound."""
     liar = Liar(rng)
     reflection = Reflection(liar)
     try:
-        reflection.services()
+        if rng.random() < 0.3:
+            reflection.services()
         files = reflection.files("t.S")
-        if files is None:
-            return
-        caller: Any = None  # no call is made
-        for name in files.services():
-            service = make_service(name, files, caller, "a liar", lambda: ())
-            for method in vars(type(service)).values():
-                if hasattr(method, "request"):
-                    assert str(method.__signature__)
-                    assert method.__doc__
-        files.file_set()
+        if files is not None:
+            look(files)
     except PluginError as error:
         assert len(str(error)) < 2000, error  # noqa: PT017
     assert liar.questions <= FILES_MAX + 10
 
 
-CHECKS = (check_liar,)
+def check_sound(rng: random.Random) -> None:
+    """What a compiler could have made is never refused."""
+    files = Files({"s.proto": some_file(rng, "s.proto", sound=True).SerializeToString()})
+    assert files.services() == ["t.S"]
+    look(files)
+
+
+def look(files: Files) -> None:
+    """At all that a user could see of them."""
+    caller: Any = None  # no call is made
+    for name in files.services():
+        if files.service(name) is None:
+            continue
+        service = make_service(name, files, caller, "a liar", lambda: ())
+        for method in vars(type(service)).values():
+            if hasattr(method, "request"):
+                assert str(method.__signature__)
+                assert method.__doc__
+        assert repr(service).startswith("<fastplug service")
+    files.file_set()
+
+
+CHECKS = (check_liar, check_sound)

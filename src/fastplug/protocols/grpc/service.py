@@ -246,7 +246,7 @@ def make_service(name: str, files: Files, caller: Caller, about: str, offered: C
         raise InterfaceMismatch(f"the plugin has no service {name!r}; it has: {known}", interface=name)
     namespace: dict[str, Any] = {"_fastplug_name": name, "_fastplug_about": about, "__module__": __name__, "__doc__": f"{name} of {about}."}
     for method, shape in shapes.items():
-        if method.startswith("__"):  # no service is meant to change what a Python object is
+        if method.startswith(("__", "_fastplug_")):  # no service is meant to change what a Python object is
             continue
         namespace[method] = _face(method, shape, _Method(shape, caller, name))
     made: Service = type(name.rpartition(".")[2], (Service,), namespace)()
