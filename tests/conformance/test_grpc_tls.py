@@ -206,6 +206,28 @@ def test_a_plugin_that_insists_on_tls_is_told_from_one_that_died(tmp_path: Path,
         assert not client.exited
 
 
+def test_a_plugin_that_ends_during_the_handshake_has_died(tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        """
+        import base64, os, socket, sys
+        from fastplug.net.tls import certificate_der, one_time_identity
+        cert = base64.b64encode(certificate_der(one_time_identity().certificate_pem)).decode().rstrip("=")
+        path = os.environ["PLUGIN_UNIX_SOCKET_DIR"] + "/s"
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(path)
+        server.listen()
+        print(f"1|1|unix|{path}|grpc|{cert}", flush=True)
+        server.accept()[0].recv(1)
+        sys.stderr.write("last words\\n")
+        os._exit(3)
+        """,
+    )
+    with pytest.raises(fastplug.PluginDied) as raised:
+        fastplug.start(command, auto_mtls=True, transport="grpc", env=plugin_environment())
+    assert (raised.value.returncode, raised.value.stderr_tail) == (3, ("last words",))
+
+
 def test_certificates_that_cannot_be_used_start_nothing(tmp_path: Path) -> None:
     host, other = one_time_identity(), one_time_identity()
     wrong = fastplug.Tls(certificate_pem=host.certificate_pem, key_pem=other.key_pem)

@@ -113,6 +113,10 @@ class GrpcClient:
             self.close()
             text = f"plugin {self._context.name!r} took the connection and did nothing with it for {timeout_s:g} s"
             raise HandshakeError(text) from error
+        except Closed as error:
+            lost = self._lost(None)
+            self.close()
+            raise lost from error
         except BaseException:
             self.close()
             raise
