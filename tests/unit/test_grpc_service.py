@@ -18,7 +18,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from tests.interop import peer_proto
 from tests.interop.peer_proto import SERVICE
 
-from fastplug import grpc_service
+from fastplug import grpc_service, metadata
 from fastplug.deadlines import deadline
 from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded, InterfaceMismatch, RpcError
 from fastplug.protocols.grpc.calls import Calls
@@ -46,9 +46,9 @@ class Caller:
         self.calls = Calls(channel, ())
         self.streams = StreamCalls(channel, self.calls.post, ())
 
-    def call_unary(self, path: str, request: bytes, timeout_s: float | None, what: str) -> bytes:
+    def call_unary(self, path: str, request: bytes, timeout_s: float | None, what: str, metadata: Any) -> bytes:
         try:
-            return self.calls.unary(path, request, timeout_s)
+            return self.calls.unary(path, request, timeout_s, metadata)
         except RpcError as status:
             raise self.translated(status, what) from status
 
@@ -85,6 +85,8 @@ class Peer:
         return peer_proto.method("Unary").response(digest=digest, index=index)
 
     def unary(self, ask: Any, context: Any) -> Any:
+        if ask.nonce == "metadata":
+            return self.answer(dict(context.invocation_metadata())["tenant"])
         return self.answer(ask.nonce, ask.count)
 
     def serverstream(self, ask: Any, context: Any) -> Iterator[Any]:
@@ -100,6 +102,9 @@ class Peer:
     def bidistream(self, asks: Iterator[Any], context: Any) -> Iterator[Any]:
         context.add_callback(self.left.set)
         for index, ask in enumerate(asks):
+            if ask.nonce == "metadata":
+                yield self.answer(dict(context.invocation_metadata())["tenant"])
+                continue
             if ask.nonce == "interrupt":
                 os.kill(os.getpid(), signal.SIGINT)  # while the reader waits
                 continue
@@ -269,6 +274,13 @@ def test_ctrl_c_ends_the_waiting_and_harms_nothing(peer: tuple[Any, Peer]) -> No
     assert served.left.wait(WATCHDOG_S)
     assert service.Unary(nonce="after").digest == "after"
     assert [one.digest for one in service.BidiStream([{"nonce": "again"}])] == ["again"]
+
+
+def test_metadata_goes_with_every_call(peer: tuple[Any, Peer]) -> None:
+    service, _ = peer
+    with metadata(tenant="acme"):
+        assert service.Unary(nonce="metadata").digest == "acme"
+        assert [one.digest for one in service.BidiStream([{"nonce": "metadata"}])] == ["acme"]
 
 
 def test_errors_of_calls(peer: tuple[Any, Peer]) -> None:

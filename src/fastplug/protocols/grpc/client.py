@@ -179,10 +179,10 @@ class GrpcClient:
                 error.plugin_stack, error.no_stack = self._stack(number)
             raise
 
-    def call_unary(self, path: str, request: bytes, timeout_s: float | None, what: str) -> bytes:
+    def call_unary(self, path: str, request: bytes, timeout_s: float | None, what: str, metadata: Headers = ()) -> bytes:
         """One call of a service. Raises RpcError, DeadlineExceeded, PluginDied, Closed, what a fastplug plugin's handler raised."""
         self._made += 1
-        return self._unary(path, request, timeout_s, None, what)
+        return self._unary(path, request, timeout_s, None, what, metadata)
 
     def translated(self, status: RpcError, what: str) -> Exception:
         """The error of the tree for a failed call of a service."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 
 from google.protobuf.message import Message
 
+from fastplug.contexts import METADATA
 from fastplug.deadlines import remaining_s
 from fastplug.errors import ArgumentError, DeadlineExceeded, InterfaceMismatch, RemoteProtocolError, RpcError
 from fastplug.protocols.grpc.channel import Code
@@ -26,7 +27,7 @@ class Caller(Protocol):
 
     streams: StreamCalls
 
-    def call_unary(self, path: str, request: bytes, timeout_s: float | None, what: str) -> bytes:
+    def call_unary(self, path: str, request: bytes, timeout_s: float | None, what: str, metadata: tuple[tuple[str, str], ...]) -> bytes:
         """The response. Raises an error of the tree."""
         ...
 
@@ -111,6 +112,12 @@ def _only(responses: Responses) -> Any:
     raise RpcError(Code.INTERNAL, "the plugin ended the call with OK, but without the response that it must have")
 
 
+def _metadata() -> tuple[tuple[str, str], ...]:
+    """What ``fastplug.metadata`` sends with this thread's or task's calls."""
+    outer = METADATA.get()
+    return () if outer is None else tuple(outer[0].items())
+
+
 class _Method:
     """One method of a service, for its calls."""
 
@@ -148,7 +155,9 @@ class _Method:
         if not self.shape.streams_requests:
             request = self.request(message, fields)
             if not self.shape.streams_responses:
-                return self.response(self._caller.call_unary(self.shape.path, request.SerializeToString(), timeout_s, self.what))
+                return self.response(
+                    self._caller.call_unary(self.shape.path, request.SerializeToString(), timeout_s, self.what, _metadata())
+                )
             return self._stream((request,), timeout_s)
         if fields:
             raise ArgumentError(f"{self.what} streams requests: pass an iterable of messages or mappings, or nothing and use send()")
@@ -165,6 +174,7 @@ class _Method:
             self.shape.path,
             requests,
             timeout_s,
+            metadata=_metadata(),
             encode=lambda request: request.SerializeToString(),
             decode=self.response,
             translate=lambda status: self._caller.translated(status, self.what),

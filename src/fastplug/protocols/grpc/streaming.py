@@ -188,17 +188,18 @@ class StreamCalls:
         requests: Iterable[Any],
         timeout_s: float | None,
         *,
+        metadata: tuple[tuple[str, str], ...] = (),
         encode: Callable[[Any], bytes] = bytes,
         decode: Callable[[bytes], Any] = bytes,
         translate: Callable[[RpcError], Exception] = lambda status: status,
     ) -> Responses:
-        """Begins the call and waits for nothing."""
+        """Begins the call and waits for nothing. ``metadata`` goes beside that of all calls."""
         driver = _Driver(requests, encode)
         later = self._later
         responses = Responses(driver, decode, translate, lambda: later(driver.cancel))
         with self._lock:
             self._drivers.add(driver)
-        driver.start(self._channel, path, timeout_s, self._metadata)
+        driver.start(self._channel, path, timeout_s, (*self._metadata, *metadata))
         return responses
 
     def close(self) -> None:
