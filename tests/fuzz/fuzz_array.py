@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -165,4 +166,28 @@ def check_home(rng: random.Random) -> None:
         end.close()
 
 
-CHECKS = (check_descriptors, check_home)
+def check_files(rng: random.Random) -> None:
+    """What names a file ends in that file, wholly inside of it, or is refused."""
+    host, plugin = two_ends()
+    host.port.names_files = plugin.port.opens_files = True
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(bytes(range(256)) * 1024)
+        file.flush()
+        mapped = np.memmap(file.name, np.float64, "r")
+        codec = rng.choice(CODECS[:2])
+        data = Encoder(host.port).encode(codec, rng.choice((mapped, mapped[::-1], mapped[100:])))
+        for _ in range(20):
+            try:
+                got = Decoder(plugin.port).decode(codec, mutated(rng, data))
+            except RemoteProtocolError as error:
+                bounded(error)
+                continue
+            assert not got.flags.writeable
+            got.tobytes() if got.size <= READ_ITEMS else got[tuple(0 for _ in got.shape)]
+            del got
+        del mapped
+    for end in (host, plugin):
+        end.close()
+
+
+CHECKS = (check_descriptors, check_home, check_files)

@@ -22,7 +22,7 @@ from fastplug.shm._descriptor cimport (
     FORM_FILE, FORM_HOME, FORM_INLINE, FORM_LENT, FORM_PASSED, MAX_NDIM, ORDER_C, ORDER_FORTRAN, ORDER_STRIDED, FilePlace, Place, extent,
 )
 from fastplug.shm._loans cimport borrowers_of as borrowers
-from fastplug.shm._ndarray_dtype cimport Declared, declared, fitting, is_number, text_for
+from fastplug.shm._ndarray_dtype cimport Declared, declared, fitting, is_declared, is_number, text_for
 from fastplug.shm._ndarray_layout cimport Described, Description, copy_to, order_of, put_head, read_description, view_of
 from fastplug.shm._ndarray_memory cimport exclusive_in, owner_of
 from fastplug.shm._port cimport ArenaPort
@@ -95,10 +95,17 @@ cdef class ArenaArrays(Described):
 
     cdef int put(self, Encoder enc, object value, Codec codec) except -1:
         cdef Declared want = declared(codec)
-        cdef cnp.ndarray array = fitting(value, want)
-        cdef bytes text = None if is_number(array.descr) else text_for(array.descr, want)
-        cdef Py_ssize_t n = cnp.PyArray_NBYTES(array)
-        if array.descr.kind == c"T":
+        cdef cnp.ndarray array
+        cdef bytes text = None
+        cdef Py_ssize_t n
+        if is_declared(value, want):
+            array = value
+        else:
+            array = fitting(value, want)
+            if not is_number(array.descr):
+                text = text_for(array.descr, want)
+        n = cnp.PyArray_NBYTES(array)
+        if text is not None and array.descr.kind == c"T":
             if n >= _INLINE_BYTES:
                 self._refuse_copy(n)
             n = self.put_strings(enc, array, text)

@@ -40,7 +40,7 @@ cdef class Declared:
 cdef Declared _ANY = Declared()
 
 
-cdef Declared declared(Codec codec):
+cdef Declared make_declared(Codec codec):
     cdef Declared want
     if codec is None or codec.dtype is None:
         return _ANY
@@ -50,7 +50,9 @@ cdef Declared declared(Codec codec):
             want.family = _family_numbers[codec.dtype]
         else:
             want.descr = dtypes.built(dtypes.parsed(codec.dtype))
-            if not is_number(want.descr):
+            if is_number(want.descr):
+                want.kind, want.itemsize = ord(want.descr.kind), want.descr.itemsize
+            else:
                 want.text = codec.dtype.encode()
         codec.dtype_object = want
     return codec.dtype_object
@@ -105,7 +107,7 @@ cdef cnp.dtype dtype_of(Decoder dec, const ArrayHead* head, Declared want):
     cdef const unsigned char* text
     cdef Py_ssize_t n
     if head.kind != KIND_TEXT:
-        if want.descr is not None and want.descr.kind == head.kind and want.descr.itemsize == head.itemsize and want.text is None:
+        if want.kind and want.kind == head.kind and want.itemsize == head.itemsize:
             return want.descr
         found = _numbers.get((head.kind, head.itemsize))
         if found is None or want.descr is not None or want.family >= 0:

@@ -108,14 +108,20 @@ cdef int read_description(Description it, Decoder dec, Codec codec) except -1:
     cdef int i, ndim
     cdef int64_t size = 1, itemsize
     cdef bint empty = False
+    cdef Declared want
     memcpy(&it.head, dec.need(sizeof(ArrayHead)), sizeof(ArrayHead))
     ndim = it.head.ndim
     if ndim > MAX_NDIM or ndim > NPY_MAXDIMS or it.head.form > FORM_FILE or it.head.order > ORDER_STRIDED or it.head.zero0 or it.head.zero1:
         raise RemoteProtocolError(f"an array descriptor has form {it.head.form}, order {it.head.order} and {ndim} dimensions")
     if it.head.order == ORDER_STRIDED and it.head.form == FORM_INLINE:
         raise RemoteProtocolError("an inline array came with strides")
-    it.descr = dtype_of(dec, &it.head, declared(codec))
-    itemsize = it.descr.itemsize
+    want = declared(codec)
+    if want.kind == it.head.kind and want.itemsize == it.head.itemsize and want.kind:
+        it.descr = want.descr
+        itemsize = want.itemsize
+    else:
+        it.descr = dtype_of(dec, &it.head, want)
+        itemsize = it.descr.itemsize
     memcpy(it.shape, dec.need(8 * ndim), 8 * ndim)
     for i in range(ndim):
         if it.shape[i] < 0:
@@ -137,7 +143,7 @@ cdef int read_description(Description it, Decoder dec, Codec codec) except -1:
     else:
         it.low = 0
         it.high = it.nbytes
-    if it.descr.kind == c"T" and (it.head.form != FORM_INLINE or it.head.order != ORDER_C):
+    if it.head.kind == KIND_TEXT and it.descr.kind == c"T" and (it.head.form != FORM_INLINE or it.head.order != ORDER_C):
         raise RemoteProtocolError("an array of StringDType came in a form or order that it cannot have")
     return 0
 
@@ -165,7 +171,7 @@ cdef class Described(ArrayPort):
         cdef uint64_t n
         cdef void* data
         cdef cnp.ndarray array
-        if self.it.descr.kind == c"T":
+        if self.it.head.kind == KIND_TEXT and self.it.descr.kind == c"T":
             return self._get_strings(dec)
         memcpy(&n, dec.need(8), 8)
         if <int64_t>n != self.it.nbytes:
