@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["BUFFER_BYTES", "HELD_BYTES_MAX", "READ", "WRITE", "Control", "Loop", "Timed"]
+__all__ = ["BUFFER_BYTES", "HELD_BYTES_MAX", "READ", "WRITE", "Control", "Loop", "Piece", "Timed"]
+
+Piece = bytes | memoryview
 
 # One read or write; as large as a window of yamux, so that a full one goes through at once.
 BUFFER_BYTES = 256 * 1024

@@ -33,9 +33,10 @@ from typing import Any
 if __name__ == "__main__":  # by path: -I leaves the script's folder out, and the package is found beside it
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # noqa: PTH100, PTH120
 
-from fastplug.net.relay_joint import Joint, SocketOuter, TlsFilter
+from fastplug.net.relay_joint import Joint, SocketOuter
 from fastplug.net.relay_loop import READ, Control, Loop
 from fastplug.net.relay_mux import Mux
+from fastplug.net.relay_tls import TlsFilter
 from fastplug.yamux.events import SessionConfig
 from fastplug.yamux.session import Session
 

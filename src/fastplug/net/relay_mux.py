@@ -6,8 +6,8 @@ import collections
 import socket
 from typing import Protocol
 
-from fastplug.net.relay_joint import Joint, Piece
-from fastplug.net.relay_loop import BUFFER_BYTES, READ, WRITE, Loop
+from fastplug.net.relay_joint import Joint
+from fastplug.net.relay_loop import BUFFER_BYTES, READ, WRITE, Loop, Piece
 from fastplug.yamux import events as yamux
 from fastplug.yamux.session import Session
 
