@@ -121,6 +121,14 @@ cdef class Activity(Asking):
 
     # -- waiting, and the end
 
+    cdef int check_going(self) except -1:
+        """A handler has come back: nothing is answered any more when the connection ended below it."""
+        if self.broken is not None:
+            raise self.broken
+        if self.ended:
+            raise EOFError
+        return 0
+
     cdef int nested(self) except -1:
         """A handler waits: what comes is taken, and what can be run is run on top of it."""
         if self.stopping:
@@ -129,8 +137,12 @@ cdef class Activity(Asking):
         try:
             self.step()
         except EOFError:
-            self.stopping = True
+            self.stopping = self.ended = True
             raise Closed("the host is gone, or has asked the plugin to end") from None
+        except RemoteProtocolError as error:        # whatever the handler makes of it, the connection is over
+            self.broken = error
+            self.stopping = True
+            raise
         finally:
             self.depth -= 1
         return 0
@@ -184,8 +196,7 @@ cdef class Activity(Asking):
         except BaseException as error:
             if not self.at_home():
                 raise
-            if self.stopping and isinstance(error, Closed):
-                raise EOFError
+            self.check_going()
             return self.end_stream(call, error)
         finally:
             self.leave(call, outer)

@@ -316,10 +316,9 @@ cdef class Server(Activity):
             error = raised
         finally:
             self.leave(call, outer)
+        self.check_going()
         if error is None:
             return self.finish(call, FRAME_REPLY)
-        if self.stopping and isinstance(error, Closed):
-            raise EOFError
         self.pack_error(error)
         error = None
         return self.finish(call, FRAME_ERROR)
