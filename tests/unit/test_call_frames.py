@@ -82,6 +82,12 @@ def run(hostile: Hostile, name: str) -> object:
     return hostile.method("double")(1)
 
 
+def run_both(hostile: Hostile, name: str) -> None:
+    """What is wrong with the frames behind an end is seen by the next call."""
+    run(hostile, name)
+    run(hostile, "double")
+
+
 @pytest.mark.parametrize(
     ("name", "answer", "why"),
     [
@@ -89,7 +95,7 @@ def run(hostile: Hostile, name: str) -> object:
         ("count", lambda c: [frame(CREDIT, c, struct.pack("<I", 1))], "kind 6"),
         ("count", lambda c: [frame(CLOSE, c)], "kind 7"),
         ("count", lambda c: [frame(ITEM, c, INT)] * 33, "without credit|behind its end"),
-        ("count", lambda c: [frame(END, c), frame(ITEM, c, INT)] + [frame(END, c + 9)], "never made or has been answered"),
+        ("count", lambda c: [frame(END, c), frame(ITEM, c, INT), frame(END, c + 9)], "never made or has been answered"),
         ("count", lambda c: [frame(ITEM, c, b"\x07\0\0\0\0")], "str"),
         ("count", lambda c: [frame(ITEM, c, b"")], "too early"),
         ("count", lambda c: [frame(ITEM, c, INT + INT)], "behind the last"),
@@ -112,8 +118,7 @@ def test_plugins_that_break_the_protocol(name: str, answer: Callable[[int], list
     hostile = Hostile(answer)
     try:
         with deadline(after_s=SOON_S), pytest.raises(RemoteProtocolError, match=why):
-            run(hostile, name)
-            run(hostile, "double")
+            run_both(hostile, name)
         with pytest.raises(RemoteProtocolError, match="not used any more"):
             run(hostile, "double")
     finally:
@@ -122,6 +127,7 @@ def test_plugins_that_break_the_protocol(name: str, answer: Callable[[int], list
 
 def test_noise_from_a_plugin_is_an_error_of_the_tree() -> None:
     rng = random.Random(5)
+    lengths: list[int] = []
     for _ in range(150):
         kinds = rng.choices(range(1, 13), k=rng.randrange(1, 6))
         payloads = [rng.choice((b"", INT, struct.pack("<I", 1), rng.randbytes(rng.randrange(40)), pack_error(KeyError(1)))) for _ in kinds]
@@ -131,9 +137,11 @@ def test_noise_from_a_plugin_is_an_error_of_the_tree() -> None:
             with deadline(after_s=0.2):
                 run(hostile, rng.choice(("count", "total", "each", "double")))
         except PluginError as error:
-            assert len(str(error)) < 2000
+            lengths.append(len(str(error)))
         finally:
             hostile.end()
+    assert lengths
+    assert max(lengths) < 2000
 
 
 class Plain:
