@@ -63,6 +63,7 @@ cdef class MethodCodec:
     cdef tuple keyword_only             # names of the keyword-only tail
     cdef Py_ssize_t positional          # how many parameters may be given by position
     cdef Codec result
+    cdef bint result_arrays             # there may be arrays in a result
     cdef readonly Codec item            # of the stream that it returns; None for a plain result
     cdef readonly Codec fed             # of the stream that it takes, or None
     cdef readonly bint callback         # the host runs it

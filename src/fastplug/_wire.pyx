@@ -46,6 +46,7 @@ cdef class MethodCodec:
         self.keyword_only = tuple([parameter.name for parameter in parameters if parameter.keyword_only])
         self.positional = len(self.parameters) - len(self.keyword_only)
         self.result = compile_node(method.returns)
+        self.result_arrays = has_arrays(self.result)
         if method.returns.kind is Kind.STREAM:
             self.item = compile_node(method.returns.args[0])
         for parameter in parameters:
@@ -122,7 +123,7 @@ cdef class MethodCodec:
         return self.call(function, self.decode_arguments(dec))
 
     cdef int encode_result(self, Encoder enc, object value) except -1:
-        if enc.port is not None:
+        if self.result_arrays and enc.port is not None:
             enc.port.offer(<PyObject*>value)
         try:
             return self.result.encode(enc, value)

@@ -9,4 +9,5 @@ from fastplug.shm._loans cimport Block
 cdef object owner_of(object array)
 
 # Ids of the arrays in a result, to which the caller has the only reference, that end with it: nobody can change them any more.
+# None: numpy has allocated nothing in an arena.
 cdef set exclusive_in(PyObject* result)

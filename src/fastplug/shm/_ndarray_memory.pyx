@@ -273,9 +273,11 @@ cdef int _look_in_dict(PyObject* value, set found, int depth) except -1:
 
 
 cdef set exclusive_in(PyObject* result):
-    cdef set found = set()
-    if _blocks:
-        _look(result, found, 0)
+    cdef set found
+    if not _blocks:
+        return None
+    found = set()
+    _look(result, found, 0)
     return found
 
 
