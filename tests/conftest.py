@@ -106,10 +106,10 @@ def _in_full(thing: str) -> str:
     return f"{thing}: {command or 'ended, but nobody has waited for it'}"
 
 
-def _left_behind(before: set[str]) -> list[str]:
-    """What is held now and was not before, once it has had its time to go."""
+def _left_behind(before: set[str], allowed: str = "") -> list[str]:
+    """What is held now and was not before, once it has had its time to go; except what has ``allowed`` in its text."""
     end = time.monotonic() + SETTLE_S
-    while new := _held() - before:
+    while new := {thing for thing in _held() - before if not allowed or allowed not in thing}:
         if time.monotonic() > end:
             return sorted(map(_in_full, new))
         gc.collect()
@@ -149,7 +149,8 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if request.node.stash.get(failed, False):
         return
-    left = _left_behind(before)
+    # A connection that is a fixture of wider scope opens lanes when it needs them; the check at the end of the run is for these.
+    left = _left_behind(before, allowed="/memfd:fastplug-lane")
     assert not left, "left behind by this test:\n" + "\n".join(left)
 
 

@@ -88,6 +88,7 @@ class Options(TypedDict, total=False):
     arena_limit_bytes: int | None
     arena: Arena | None
     strict_zero_copy: bool
+    workers: int
     logger: logging.Logger | None
     stdin: IO[Any] | int | None
     stderr: ByteSink | None
@@ -177,6 +178,7 @@ def serve(
     plugins: PluginSet | None = None,
     versioned_plugins: Mapping[int, PluginSet] | None = None,
     handshake: HandshakeConfig = DEFAULT_HANDSHAKE,
+    workers: int = 1,
     on_host_exit: OnHostExit = "stop",
     arena_limit_bytes: int | None = None,
     **options: Unpack[ServeOptions],
@@ -188,6 +190,7 @@ def serve(
         interfaces: which ones; by default those among its bases.
         plugins, versioned_plugins: go-plugin's sets, instead of or beside ``implementation``.
         handshake: cookie and application version.
+        workers: handlers at a time, 1 to 16: up to ``workers`` - 1 slow calls do not hold up a fast one. With 1 all run on the main thread.
         on_host_exit: "stop" or "stay", when the host is gone.
         arena_limit_bytes: most shared memory for results.
         options: further fields of ServeConfig by name, such as network, test, grpc_interceptors, tls_provider.
@@ -207,6 +210,7 @@ def serve(
             plugins=both,
             versioned_plugins=versioned_plugins,
             handshake=handshake,
+            workers=workers,
             on_host_exit=on_host_exit,
             arena_limit_bytes=arena_limit_bytes,
             **options,

@@ -52,6 +52,8 @@ START_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 # go-plugin waits 2 s after Shutdown before it kills.
 STOP_TIMEOUT_S = 2.0
+# One lane each (fast-transport measurements: a connection has 16 at most); handlers that compute share one GIL anyway.
+WORKERS_MAX = 16
 # A health check crosses a socket and one thread switch; 10 s is go-plugin's order of magnitude for giving up on a peer.
 PING_TIMEOUT_S = 10.0
 # go-plugin waits 5 s in its broker, for either side to come.
@@ -156,6 +158,11 @@ class UnixSocketConfig:
             raise ConfigError(f"UnixSocketConfig(group=) is the name or number of a group, got {self.group!r}")
 
 
+def _check_workers(count: object) -> None:
+    if not isinstance(count, int) or not 1 <= count <= WORKERS_MAX:
+        raise ConfigError(f"workers must be a number from 1 to {WORKERS_MAX}, got {count!r}")
+
+
 def _positive(name: str, value: float) -> None:
     if not value > 0:
         raise ConfigError(f"{name} must be positive, got {value!r}")
@@ -181,6 +188,7 @@ class ClientConfig:
         start_timeout_s, connect_timeout_s, stop_timeout_s: bounds in seconds.
         arena_limit_bytes: most shared memory that this handle may use; by default half of what the machine or cgroup allows.
         arena: a ``fastplug.Arena`` to lend from, shared with the other clients that it is given to; instead of ``arena_limit_bytes``.
+        workers: in-process targets only: what ``serve(workers=...)`` is for a process.
         strict_zero_copy: raise CopyRequired instead of copying an array of 1 KiB or more.
         logger: where the plugin's output goes; by default ``fastplug.plugin.<name>``.
         sync_stdout, sync_stderr: get what a plugin over gRPC prints, byte by byte, on a thread of their own (go-plugin: SyncStdout,
@@ -224,6 +232,7 @@ class ClientConfig:
     arena_limit_bytes: int | None = None
     arena: Any = None  # typed in fastplug.Options; what configures imports nothing of what it configures
     strict_zero_copy: bool = False
+    workers: int = 1
     logger: logging.Logger | None = None
     stdin: Any = None
     stderr: ByteSink | None = None
@@ -248,6 +257,7 @@ class ClientConfig:
 
     def __post_init__(self) -> None:
         self._check_how()
+        _check_workers(self.workers)
         if not 0 <= self.min_port <= self.max_port <= 65535:
             raise ConfigError(f"min_port and max_port are a range of ports from 0 to 65535, got {self.min_port!r} and {self.max_port!r}")
         if not LOG_BUFFER_BYTES_MIN <= self.log_buffer_bytes <= LOG_BUFFER_BYTES_MAX:
@@ -339,6 +349,7 @@ class ServeConfig:
         plugins: name -> Plugin; ``serve(implementation)`` makes one entry per interface.
         versioned_plugins: application version -> plugin set.
         handshake: cookie and application version.
+        workers: handlers at a time, 1 to 16. With 1 they run one after another on the main thread; with more, also on threads of their own.
         on_host_exit: "stop" ends the plugin when its host is gone; "stay" keeps it running.
         arena_limit_bytes: most shared memory for results.
         tls_provider: returns own certificates, with which hosts are met instead of one-time ones (go-plugin: TLSProvider); gRPC is then the
@@ -357,6 +368,7 @@ class ServeConfig:
     plugins: PluginSet | None = None
     versioned_plugins: Mapping[int, PluginSet] | None = None
     handshake: HandshakeConfig = DEFAULT_HANDSHAKE
+    workers: int = 1
     on_host_exit: OnHostExit = "stop"
     arena_limit_bytes: int | None = None
     tls_provider: Callable[[], Tls] | None = None
@@ -374,6 +386,7 @@ class ServeConfig:
         _known_curve(self.mtls_curve)
         if self.network not in ("unix", "tcp"):
             raise ConfigError(f"network must be 'unix' or 'tcp', got {self.network!r}")
+        _check_workers(self.workers)
         if self.on_host_exit not in ("stop", "stay"):
             raise ConfigError(f"on_host_exit must be 'stop' or 'stay', got {self.on_host_exit!r}")
         if self.arena_limit_bytes is not None:

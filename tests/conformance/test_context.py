@@ -16,6 +16,8 @@ import fastplug
 
 SHORT_S = 0.2
 LONG_S = 3600.0
+# Of a call that a correct plugin answers at once; the error says where it hangs.
+WATCHDOG_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,8 @@ def test_ctrl_c_reaches_a_handler_that_runs(plugin: Contexts, gate: Gate) -> Non
     with pytest.raises(KeyboardInterrupt):
         plugin.sleep_until_cancelled(gate.path)
     sender.join()
-    assert plugin.seen() == ["callback", "cancelled True"]
+    with fastplug.deadline(after_s=WATCHDOG_S):
+        assert plugin.seen() == ["callback", "cancelled True"]
 
 
 def test_a_call_that_was_given_up_before_its_handler_began_does_not_begin(plugin: Contexts, gate: Gate) -> None:

@@ -17,6 +17,7 @@ OFFSETS = {
     "waiting_data": 384,
     "waiting_space": 512,
     "doorbell": 640,
+    "waiting_doorbell": 768,
 }
 WORDS = {
     "version": "<I",
@@ -27,6 +28,7 @@ WORDS = {
     "waiting_data": "<I",
     "waiting_space": "<I",
     "doorbell": "<I",
+    "waiting_doorbell": "<I",
 }
 RING_OFFSET = 4096
 ALIGNMENT = 64

@@ -96,11 +96,29 @@ def test_no_wake_up_is_lost(cpus: int, tmp_path: Path) -> None:
     assert "no wake-up lost" in done.stdout
 
 
+def test_one_reader_of_many_lanes_under_the_thread_sanitizer(sanitizer: tuple[str, ...], tmp_path: Path) -> None:
+    done = run(build("doorbell", tmp_path, *sanitizer), "300")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no ring lost" in done.stdout
+
+
+def test_a_planted_relaxed_store_is_reported_there_too(sanitizer: tuple[str, ...], tmp_path: Path) -> None:
+    done = run(build("doorbell", tmp_path, *sanitizer, "-DFP_PUBLISH_ORDER=__ATOMIC_RELAXED"), "300")
+    assert done.returncode == REPORTED, done.stdout + done.stderr
+    assert "data race" in done.stderr
+
+
+def test_no_ring_is_lost(tmp_path: Path) -> None:
+    done = run(build("doorbell", tmp_path, "-O2"), "10000")
+    assert done.returncode == 0, done.stdout
+    assert "no ring lost" in done.stdout
+
+
 def test_layout_and_fork_mark(tmp_path: Path) -> None:
     done = run(build("layout", tmp_path, "-O2"))
     assert done.returncode == 0, f"the fork mark failed at {done.returncode}"
     offsets = {name: int(offset) for name, offset in re.findall(r"(\w+) (\d+)", done.stdout)}
     assert offsets.pop("size") <= twin.RING_OFFSET
     assert offsets == twin.OFFSETS
-    polled = [offsets[name] for name in ("tail", "head", "waiting_data", "waiting_space", "doorbell")]
+    polled = [offsets[name] for name in ("tail", "head", "waiting_data", "waiting_space", "doorbell", "waiting_doorbell")]
     assert all(offset % 128 == 0 for offset in polled), "each on a line pair of its own"

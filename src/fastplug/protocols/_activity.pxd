@@ -51,6 +51,7 @@ cdef class Activity(Asking):
     cdef uint64_t next_callback
     cdef uint64_t last                  # the highest call number that came
     cdef int depth                      # handlers on the stack
+    cdef public object group            # of lanes that this thread serves, None while there is one
     cdef public bint stopping           # finish what is in hand, then end
     # What a Server does: one frame, handler or item; the last frame of a call, whose payload is in enc; and so on.
     cdef int step(self) except -1

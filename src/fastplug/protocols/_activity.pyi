@@ -21,6 +21,7 @@ class Input(Iterator[Any]):
 
 @disjoint_base
 class Activity(Asking):
+    group: Any
     stopping: bool
     @property
     def line(self) -> CallbackLine: ...

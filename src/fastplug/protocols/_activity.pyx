@@ -135,7 +135,10 @@ cdef class Activity(Asking):
             raise Closed("the host is gone, or has asked the plugin to end")
         self.depth += 1
         try:
-            self.step()
+            if self.group is None:
+                self.step()
+            else:
+                self.group.step()
         except EOFError:
             self.stopping = self.ended = True
             raise Closed("the host is gone, or has asked the plugin to end") from None

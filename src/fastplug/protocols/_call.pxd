@@ -9,7 +9,6 @@ from fastplug.protocols._turn cimport Pending
 
 cdef class Bound:
     # One method of a dispensed interface, on one connection.
-    cdef Caller caller
     cdef readonly MethodCodec codec
     cdef uint16_t interface
     cdef uint16_t index

@@ -1,11 +1,14 @@
 # Methods as the user sees them, and what they give: streams, and calls over whole iterables.
 
-from fastplug.protocols._call cimport Bound
+from fastplug.protocols._call cimport Bound, Caller
+from fastplug.protocols._pool cimport Pool
 from fastplug.protocols._turn cimport Pending
 
 
 cdef class Remote(Bound):
     # What `dsp.total` is.
+    cdef Pool pool
+    cdef Caller lane(self)              # the one for the next call, see Pool.pick
     cdef dict __dict__                  # __name__, __doc__, __signature__: for help()
 
 

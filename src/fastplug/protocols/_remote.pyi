@@ -7,6 +7,7 @@ from typing_extensions import disjoint_base
 
 from fastplug._wire import MethodCodec
 from fastplug.protocols._call import Bound, Caller
+from fastplug.protocols._pool import Pool
 from fastplug.protocols._turn import Pending
 
 __all__ = ["Call"]
@@ -21,7 +22,7 @@ class Remote(Bound):
     __qualname__: str
     __signature__: inspect.Signature
     def __init__(
-        self, caller: Caller, codec: MethodCodec, interface: int, index: int, doc: str | None, signature: inspect.Signature
+        self, caller: Caller | Pool, codec: MethodCodec, interface: int, index: int, doc: str | None, signature: inspect.Signature
     ) -> None: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
     def submit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call[Any]: ...

@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from fastplug._wire cimport FRAME_CANCEL, FRAME_CLOSE, MethodCodec
 from fastplug.protocols._call cimport Bound, Caller, caller_until
+from fastplug.protocols._pool cimport Pool
 from fastplug.protocols._streams cimport GRANT_ITEMS
 from fastplug.protocols._turn cimport ANSWERED, FAILED, GIVEN_UP, PENDING, Pending
 
@@ -36,8 +37,8 @@ cdef class Remote(Bound):
     ArenaExhausted, CopyRequired, RemoteProtocolError.
     """
 
-    def __init__(self, Caller caller not None, MethodCodec codec not None, interface: int, index: int, doc, signature):
-        self.caller = caller
+    def __init__(self, caller, MethodCodec codec not None, interface: int, index: int, doc, signature):
+        self.pool = caller if isinstance(caller, Pool) else Pool(caller)
         self.codec = codec
         self.interface = interface
         self.index = index
@@ -48,8 +49,13 @@ cdef class Remote(Bound):
 
     def __call__(self, *args, **kwargs):
         if self.codec.item is not None:
-            return stream_of(self.caller.call(self, args, kwargs))
-        return self.caller.call(self, args, kwargs)
+            return stream_of(self.lane().call(self, args, kwargs))
+        return self.lane().call(self, args, kwargs)
+
+    cdef Caller lane(self):
+        if self.pool.limit == 1:
+            return <Caller>self.pool.callers[0]
+        return self.pool.pick(caller_until(), self.codec.qualified)
 
     def submit(self, args, kwargs):
         """A Call of this method. Raises what a call raises before it sends anything."""
@@ -58,7 +64,7 @@ cdef class Remote(Bound):
             raise ConfigError(f"{self.codec.qualified} returns a stream: call it and iterate; it does not wait for the plugin either")
         if self.codec.fed is not None:
             return fed_call(self, args, kwargs)
-        self.caller.submit(call, self, args, kwargs, False)
+        self.lane().submit(call, self, args, kwargs, False)
         return call
 
     def __repr__(self):
@@ -213,7 +219,7 @@ def awaited(call):
 cdef Call fed_call(Remote method, tuple args, dict kwargs):
     """A call that takes a stream: its iterable has to be run, so it gets a thread, and its Call is completed from there."""
     cdef Call call = Call.__new__(Call)
-    cdef Caller caller = method.caller
+    cdef Caller caller = method.lane()
     caller.check_usable()
     call.caller, call.codec, call.until = caller, method.codec, caller_until()
     call.fed = True
@@ -343,7 +349,7 @@ cdef class Mapped:
     cdef int fill(self) except -1:
         """Submits what may be under way. A whole batch at a time, so that it is published together; what cannot be sent fails at its place."""
         cdef Call call
-        cdef Caller caller = self.method.caller
+        cdef Caller caller = self.method.lane()
         try:
             while not self.exhausted and len(self.calls) < self.in_flight:
                 try:

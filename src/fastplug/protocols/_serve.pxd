@@ -33,6 +33,8 @@ cdef class Server(Activity):
     cdef object context
     cdef Activation current             # None for a plain call
     cdef dict cancelled                 # call -> None, in order of arrival: cancelled before their handlers began
+    cdef bint runnable(self) except -1  # step() would not wait
+    cdef object own_context(self)
     cdef object check_begun(self, uint64_t call)
     cdef int take(self, FrameHeader* header) except -1
     cdef Served served(self, FrameHeader* header)

@@ -98,7 +98,10 @@ cdef class Server(Activity):
             self.arena_port.begin_serving()
         try:
             while True:
-                self.step()
+                if self.group is None:
+                    self.step()
+                else:
+                    self.group.step()
         except EOFError:
             return
         finally:
@@ -113,9 +116,11 @@ cdef class Server(Activity):
     # -- the call whose handler runs
 
     def current_context(self) -> object:
-        """The context of the call whose handler runs here; None when none does."""
-        if not self.running:
-            return None
+        """The context of the call whose handler runs on this thread; None when none does."""
+        cdef Server at = self if self.group is None else self.group.at or self
+        return at.own_context() if at.running else None
+
+    cdef object own_context(self):
         if self.context is None:
             self.context = Context(self.until_ns or None, self.metadata)
             if self.current is not None:
@@ -128,7 +133,7 @@ cdef class Server(Activity):
         if known is not None:
             known.give_up()
         if self.running == call:
-            self.current_context().cancel()
+            self.own_context().cancel()
             return True
         if known is None and call > self.last:
             self.cancelled[call] = None
@@ -157,6 +162,9 @@ cdef class Server(Activity):
         return 0
 
     # -- what comes next
+
+    cdef bint runnable(self) except -1:
+        return self.link.has_frame() or bool(self.streams) or bool(self.ready) and self.depth <= _NESTED_MAX
 
     cdef int step(self) except -1:
         """One frame, one handler, or one item."""

@@ -34,8 +34,18 @@ cdef class Pending:
     cdef object outcome(self)
 
 
+cdef class Turnstile:
+    # Where threads wait until one of several links is free.
+    cdef void* gate                     # locked, but after open() until somebody went through
+    cdef int waiters
+    cdef bint opened
+    cdef void open(self) noexcept       # one of those who wait looks again
+    cdef int wait(self, int64_t until) except -1        # a slice at most, then look again: 1; 0 when the time is up
+
+
 cdef class Turn(Session):
     # One thread at a time; others queue for `lock`.
+    cdef Turnstile turnstile            # of the connection's lanes, None when this is the only one
     cdef void* lock
     cdef unsigned long owner            # thread that holds the lock, 0 when nobody does
     cdef int inside                     # > 0: the owner runs user code (a callback, a generator); its calls nest

@@ -9,6 +9,9 @@ from fastplug.protocols._session import Session
 class Pending: ...
 
 @disjoint_base
+class Turnstile: ...
+
+@disjoint_base
 class Turn(Session):
     signals: bool
     def __init__(self, link: Link, port: ArrayPort) -> None: ...

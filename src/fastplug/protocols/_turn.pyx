@@ -50,6 +50,39 @@ cdef class Pending:
         raise self.value
 
 
+cdef class Turnstile:
+    def __cinit__(self):
+        self.gate = PyThread_allocate_lock()
+        if self.gate == NULL:
+            raise MemoryError
+        PyThread_acquire_lock(self.gate, 1)
+
+    def __dealloc__(self):
+        if self.gate != NULL:
+            PyThread_free_lock(self.gate)
+
+    cdef void open(self) noexcept:
+        if self.waiters and not self.opened:
+            self.opened = True
+            PyThread_release_lock(self.gate)
+
+    cdef int wait(self, int64_t until) except -1:
+        cdef PyLockStatus status
+        cdef long long wait_us = QUEUE_SLICE_US
+        if until:
+            wait_us = min(wait_us, (until - fp_now_ns()) // 1000)
+            if wait_us <= 0:
+                return 0
+        self.waiters += 1
+        with nogil:
+            status = PyThread_acquire_lock_timed(self.gate, wait_us, 1)
+        self.waiters -= 1
+        if status == PY_LOCK_ACQUIRED:
+            self.opened = False
+        PyErr_CheckSignals()
+        return 1
+
+
 cdef class Turn(Session):
     """The part of a Caller that is about threads, and about calls that were given up."""
 
@@ -116,6 +149,8 @@ cdef class Turn(Session):
                 pass                    # the link has ended: the next call says so
         self.owner = 0
         PyThread_release_lock(self.lock)
+        if self.turnstile is not None and self.turnstile.waiters:
+            self.turnstile.open()
         if self.waiting:
             waiter = (<Pending>self.waiting[0]).waiter
             if waiter.locked():

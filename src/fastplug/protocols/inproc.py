@@ -11,7 +11,7 @@ import operator
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastplug._wire import HandoverLink, Memory
@@ -22,6 +22,7 @@ from fastplug.process.stacks import given_up
 from fastplug.protocol import HostContext, PluginContext, Protocol, ServerProtocol
 from fastplug.protocols._call import Caller
 from fastplug.protocols._inline import DeferredPort
+from fastplug.protocols._pool import Pool
 from fastplug.protocols._serve import Server
 from fastplug.protocols.offering import announced, callback_thread, dispensed, end_callbacks, handlers, passes_callbacks
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fastplug.interfaces import Interface
+    from fastplug.protocols._callbacks import CallbackLine, Registry
 
 __all__ = ["PROTOCOL", "InprocClient", "QueueLink", "load"]
 
@@ -114,24 +116,42 @@ def _pair() -> tuple[QueueLink, QueueLink]:
     return QueueLink(to_host, to_plugin), QueueLink(to_plugin, to_host)
 
 
+class _Lane:
+    """One pair of queues, its two ends, and the thread that serves it."""
+
+    caller: Caller
+    server: Server
+
+    def __init__(
+        self, context: HostContext, served_by: Any, first: _Lane | None, number: int, run: Callable[[Server], None], name: str
+    ) -> None:
+        self.near, self.far = _pair()
+        registry: Registry | None = None if first is None else first.caller.registry
+        line: CallbackLine | None = None if first is None else first.server.line
+        self.caller = Caller(self.near, DeferredPort(context.config.strict_zero_copy), context.lost, registry)
+        self.caller.lane = number
+        self.server = Server(self.far, DeferredPort(), served_by, line)
+        self.thread = threading.Thread(target=run, args=(self.server,), name=name, daemon=True)
+
+
 class InprocClient:
-    """A ClientProtocol whose plugin is a thread."""
+    """A ClientProtocol whose plugin is a thread; with ``workers`` more, each with a lane of its own."""
 
     transport = "inproc"
 
     def __init__(self, context: HostContext) -> None:
         self._context = context
         self._offers = announced(context.implementations)
-        self._link, self._far = _pair()
         self._callbacks: QueueLink | None = None
         self._callback_thread: threading.Thread | None = None
-        self._caller = Caller(self._link, DeferredPort(context.config.strict_zero_copy), context.lost)
-        self._server = Server(self._far, DeferredPort(), handlers(context.implementations))
+        self._served_by = handlers(context.implementations)
+        first = _Lane(context, self._served_by, None, 0, self._serve, f"fastplug plugin {context.name}")
+        self._lanes = [first]
+        self._caller, self._server, self._thread = first.caller, first.server, first.thread
+        workers = context.config.workers
+        self._pool = Pool(first.caller, workers, spread=workers > 1, opener=self._open_lane)
         self._ready = threading.Event()
         self._refusal: BaseException | None = None
-        self._thread = threading.Thread(
-            target=self._serve, args=(context.implementations,), name=f"fastplug plugin {context.name}", daemon=True
-        )
         self._caller.gave_up = self._give_up
         self._thread.start()
         self._closed = False
@@ -150,21 +170,35 @@ class InprocClient:
             told = f"{type(self._refusal).__name__}: {self._refusal}"
             raise StartError(f"the implementation of {context.name!r} could not be set up: {told}") from self._refusal
 
-    def _serve(self, served: Sequence[tuple[Interface, Any]]) -> None:
+    def _open_lane(self, number: int) -> None:
+        lane = _Lane(self._context, self._served_by, self._lanes[0], number, self._work, f"fastplug worker {number}")
+        lane.caller.gave_up = self._give_up
+        self._lanes.append(lane)
+        lane.thread.start()
+        self._pool.add(lane.caller)
+
+    def _work(self, server: Server) -> None:
+        server.run()
+
+    def _serve(self, server: Server) -> None:
         try:
-            with set_up(served):
+            with set_up(self._context.implementations):
                 self._ready.set()
-                self._server.run()
+                server.run()
+                self._stop_lanes()
+                for lane in self._lanes[1:]:  # before the implementation is torn down
+                    lane.thread.join(STOP_TIMEOUT_S)
         except BaseException as error:  # noqa: BLE001  start() raises it; after that, __exit__ may have raised, and nobody waits for it
             if self._ready.is_set():
                 _log.exception("the implementation of %r could not be torn down", self._context.name)
             self._refusal = error
         finally:
             self._ready.set()
-            self._link.peer_gone()
+            self.peer_exited()
 
     def _give_up(self, lane: int, call: int, want_stack: bool) -> tuple[str, str]:
-        return given_up(self._server.thread, lambda: self._server.cancel(call)), ""
+        server = self._lanes[lane].server
+        return given_up(server.thread, lambda: server.cancel(call)), ""
 
     def dispense(self, interface: Interface) -> Any:
         self._caller.check_usable()
@@ -172,7 +206,7 @@ class InprocClient:
             self._callbacks, back = _pair()
             self._server.line.attach(back, DeferredPort())
             self._callback_thread = callback_thread(self._callbacks, self._caller.registry, self._context.name)
-        return dispensed(interface, self._offers, self._caller, self._context.name)
+        return dispensed(interface, self._offers, self._pool, self._context.name)
 
     def ping(self, timeout_s: float) -> None:
         self._caller.check_usable()
@@ -180,20 +214,27 @@ class InprocClient:
             raise self._context.lost(None)
 
     def request_stop(self) -> None:
-        self._server.stopping = True
         self._server.line.close()
-        self._far.peer_gone()
+        self._stop_lanes()
+
+    def _stop_lanes(self) -> None:
+        for lane in list(self._lanes):
+            lane.server.stopping = True
+            lane.far.peer_gone()
 
     def peer_exited(self) -> None:
-        self._link.peer_gone()
+        for lane in list(self._lanes):
+            lane.near.peer_gone()
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._caller.close(lambda: self._context.lost(None))
+        self._pool.refused()
+        for lane in list(self._lanes):
+            lane.caller.close(lambda: self._context.lost(None))
         self.request_stop()
-        self._link.peer_gone()
+        self.peer_exited()
         if self._callbacks is not None:
             self._callbacks.peer_gone()
             end_callbacks(self._callback_thread)
@@ -201,17 +242,20 @@ class InprocClient:
             self._thread.join(STOP_TIMEOUT_S)
 
     def stats(self) -> dict[str, Any]:
-        self._caller.drain()
-        near, far = self._caller.port, self._server.port
+        lanes = list(self._lanes)
+        for lane in lanes:
+            lane.caller.drain()
+        near, far = [lane.caller.port for lane in lanes], [lane.server.port for lane in lanes]
         return {
             "transport": self.transport,
-            "calls": self._caller.calls,
-            "late_replies": self._caller.late,
-            "copies": near.copies,
-            "copied_bytes": near.copied_bytes,
-            "plugin_calls": self._server.calls,
-            "plugin_copies": far.copies,
-            "plugin_copied_bytes": far.copied_bytes,
+            "calls": sum(lane.caller.calls for lane in lanes),
+            "late_replies": sum(lane.caller.late for lane in lanes),
+            "lanes": len(lanes),
+            "copies": sum(port.copies for port in near),
+            "copied_bytes": sum(port.copied_bytes for port in near),
+            "plugin_calls": sum(lane.server.calls for lane in lanes),
+            "plugin_copies": sum(port.copies for port in far),
+            "plugin_copied_bytes": sum(port.copied_bytes for port in far),
         }
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

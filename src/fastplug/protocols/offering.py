@@ -13,6 +13,7 @@ from fastplug.interfaces import check_implementation
 from fastplug.protocols._call import Caller
 from fastplug.protocols._callbacks import serve_callbacks
 from fastplug.protocols._inline import DeferredPort
+from fastplug.protocols._pool import Pool
 from fastplug.protocols._remote import Remote
 from fastplug.protocols.handle import absent_method, make_handle
 from fastplug.signature import InterfaceDescription, check_offer, checked_description, describe_interface, offered_index
@@ -85,8 +86,8 @@ def offered(value: object) -> list[InterfaceDescription]:
     return [checked_description(one) for one in value]
 
 
-def dispensed(interface: Interface, offers: Sequence[InterfaceDescription], caller: Caller, about: str) -> Any:
-    """A handle over ``caller``. Raises InterfaceMismatch."""
+def dispensed(interface: Interface, offers: Sequence[InterfaceDescription], caller: Caller | Pool, about: str) -> Any:
+    """A handle over ``caller``, or over the lanes of a connection. Raises InterfaceMismatch."""
     index = offered_index(interface, offers)
     places = check_offer(interface, offers[index])
     methods: dict[str, Callable[..., Any]] = {}

@@ -6,12 +6,17 @@
  *     publisher:  store word (seq_cst);  load peer's flag (seq_cst);  if set: futex wake on word
  *     waiter:     store own flag (seq_cst);  load peer's word (seq_cst);  if unchanged: futex wait on word
  *
+ * One thread cannot sleep on several words, so whoever reads several lanes sleeps on one `doorbell`, in the peer's first lane segment. It is
+ * rung after a store of any of the peer's tails, but only while the sleeper's `waiting_doorbell` is up: same pattern, the flag is just common to
+ * all lanes. Several of the peer's threads may ring at once, so ringing is an addition.
+ *
  * With release/acquire alone both loads may see the old values, and the wake-up is lost. The futex word is the low half of
  * a 64-bit position (little-endian): a wait is lost only if exactly 2^32 bytes are published between check and wait.
  *
  * Sync points, named where they pair:
  *   DATA   fp_publish_tail (release of the frame's bytes)  ->  fp_load_position on tail (acquire)
  *   SPACE  fp_publish_head (the frame has been copied)     ->  fp_load_position on head (acquire), then overwriting
+ *   BELL   fp_publish_tail (the tail, then the bell)       ->  fp_sleep_any (the bell, then all tails, seq_cst)
  *   LEASE  fp_give_back (the last read of the block)       ->  fp_load_returned (acquire), then reusing the block
  */
 #ifndef FASTPLUG_ATOMICS_H
@@ -56,8 +61,10 @@ typedef struct {
     char pad3[124];
     uint32_t waiting_space;
     char pad4[124];
-    uint32_t doorbell;        /* one word to sleep on for a plugin with several lanes */
+    uint32_t doorbell;        /* of the first lane: rung after a store of any lane's tail, for a peer that sleeps on all of them */
     char pad5[124];
+    uint32_t waiting_doorbell; /* of the first lane: this side sleeps on the peer's doorbell */
+    char pad6[124];
 } fp_lane;
 
 static inline int64_t fp_now_ns(void) {
@@ -111,15 +118,24 @@ static inline void fp_publish_tail(fp_lane *mine, const fp_lane *theirs, uint64_
         fp_futex_wake(&mine->tail);
 }
 
+/* SYNC POINT BELL, ringing side: after fp_publish_tail, on the first lane's two segments. */
+static inline void fp_ring_doorbell(fp_lane *mine_first, const fp_lane *theirs_first) {
+    if (__atomic_load_n(&theirs_first->waiting_doorbell, __ATOMIC_SEQ_CST)) {
+        __atomic_fetch_add(&mine_first->doorbell, 1, __ATOMIC_SEQ_CST);
+        syscall(SYS_futex, &mine_first->doorbell, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+    }
+}
+
+static inline void fp_wake_doorbell(const fp_lane *theirs_first) {
+    syscall(SYS_futex, &theirs_first->doorbell, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
 /* SYNC POINT SPACE, writing side: everything read from the ring before was read before the writer may overwrite it. */
 static inline void fp_publish_head(fp_lane *mine, const fp_lane *theirs, uint64_t head) {
     __atomic_store_n(&mine->head, head, FP_PUBLISH_ORDER);
     if (__atomic_load_n(&theirs->waiting_space, __ATOMIC_SEQ_CST))
         fp_futex_wake(&mine->head);
 }
-
-/* The doorbell of fast-path variants with several lanes; rung after each store of a tail. */
-static inline void fp_ring_doorbell(fp_lane *mine) { __atomic_fetch_add(&mine->doorbell, 1, __ATOMIC_SEQ_CST); }
 
 /* Does the peer run (as far as it last said) on the CPU that we are on? Then spinning only keeps it from running. */
 static inline int fp_shares_cpu(const fp_lane *theirs) { return __atomic_load_n(&theirs->cpu, __ATOMIC_RELAXED) == fp_cpu(); }
@@ -149,9 +165,46 @@ static inline void fp_sleep(uint32_t *flag, const uint64_t *word, uint64_t seen,
     __atomic_store_n(flag, 0, __ATOMIC_RELAXED);
 }
 
+/* Several lanes at once: `words` are the tails of the peer's lanes, `seen` what was taken out of each. */
+static inline int fp_any_moved(const uint64_t *const *words, const uint64_t *seen, int count, int order) {
+    for (int i = 0; i < count; i++)
+        if ((order == __ATOMIC_SEQ_CST ? __atomic_load_n(words[i], __ATOMIC_SEQ_CST) : fp_load_position(words[i])) != seen[i])
+            return 1;
+    return 0;
+}
+
+static inline int fp_spin_any(const uint64_t *const *words, const uint64_t *seen, int count, int64_t budget_ns) {
+    int64_t start = fp_now_ns();
+    do {
+        for (int i = 0; i < 32; i += count) {
+            if (fp_any_moved(words, seen, count, __ATOMIC_ACQUIRE))
+                return 1;
+            fp_pause();
+        }
+    } while (fp_now_ns() - start < budget_ns);
+    return 0;
+}
+
+/* SYNC POINT BELL, sleeping side. Any return means: look again. */
+static inline void fp_sleep_any(fp_lane *mine_first, const fp_lane *theirs_first, const uint64_t *const *words, const uint64_t *seen, int count,
+                                int64_t timeout_ns, const int32_t *gone) {
+    struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+    uint32_t bell = __atomic_load_n(&theirs_first->doorbell, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&mine_first->waiting_doorbell, 1, __ATOMIC_SEQ_CST);
+    if (!fp_any_moved(words, seen, count, __ATOMIC_SEQ_CST) && !__atomic_load_n(gone, __ATOMIC_SEQ_CST))
+        syscall(SYS_futex, &theirs_first->doorbell, FUTEX_WAIT, bell, &t, NULL, 0);
+    __atomic_store_n(&mine_first->waiting_doorbell, 0, __ATOMIC_RELAXED);
+}
+
+/* `gone` is host-private: bit 0 the peer is gone, bit 1 whoever sleeps is to look up once. */
+static inline void fp_stir(int32_t *gone) { __atomic_fetch_or(gone, 2, __ATOMIC_SEQ_CST); }
+static inline int fp_was_stirred(int32_t *gone) {
+    return __atomic_load_n(gone, __ATOMIC_RELAXED) & 2 ? (int)(__atomic_fetch_and(gone, ~2, __ATOMIC_SEQ_CST) & 2) : 0;
+}
+
 static inline uint32_t fp_load_flag(const uint32_t *flag) { return __atomic_load_n(flag, __ATOMIC_SEQ_CST); }
-static inline void fp_set_gone(int32_t *gone) { __atomic_store_n(gone, 1, __ATOMIC_SEQ_CST); }
-static inline int fp_is_gone(const int32_t *gone) { return __atomic_load_n(gone, __ATOMIC_RELAXED); }
+static inline void fp_set_gone(int32_t *gone) { __atomic_fetch_or(gone, 1, __ATOMIC_SEQ_CST); }
+static inline int fp_is_gone(const int32_t *gone) { return __atomic_load_n(gone, __ATOMIC_RELAXED) & 1; }
 
 /* SYNC POINT LEASE. One counter per slot, in the reader's own table. Any thread; no system call. */
 static inline void fp_give_back(uint64_t *returned) { __atomic_fetch_add(returned, 1, __ATOMIC_RELEASE); }

@@ -18,6 +18,7 @@ cdef extern from "_atomics.h" nogil:
         uint32_t waiting_data
         uint32_t waiting_space
         uint32_t doorbell
+        uint32_t waiting_doorbell
 
 
 cdef class Lane(Link):
@@ -26,6 +27,9 @@ cdef class Lane(Link):
     cdef Segment their_segment
     cdef fp_lane* mine
     cdef const fp_lane* theirs
+    cdef readonly Lane first            # of the connection, whose segments have the doorbell; None: this one
+    cdef fp_lane* mine_first
+    cdef const fp_lane* theirs_first
     cdef unsigned char* out_ring
     cdef const unsigned char* in_ring
     cdef uint64_t out_bytes             # ring sizes, powers of two, as checked when the lane was made
@@ -58,4 +62,5 @@ cdef class Lane(Link):
     cdef uint64_t _consumed(self) except? 0xFFFFFFFFFFFFFFFF
     cdef int _drain(self) except -1
     cdef void _tell_head(self) noexcept
+    cdef void before_sleep(self) noexcept               # what was consumed is told
     cdef void _publish(self) noexcept

@@ -22,6 +22,8 @@ cdef extern from "_atomics.h" nogil:
     void fp_futex_wake(const uint64_t*)
     uint64_t fp_load_position(const uint64_t*)
     void fp_publish_tail(fp_lane*, const fp_lane*, uint64_t)
+    void fp_ring_doorbell(fp_lane*, const fp_lane*)
+    void fp_wake_doorbell(const fp_lane*)
     void fp_publish_head(fp_lane*, const fp_lane*, uint64_t)
     int fp_shares_cpu(const fp_lane*)
     int fp_spin(const uint64_t*, uint64_t, int64_t)
@@ -29,6 +31,8 @@ cdef extern from "_atomics.h" nogil:
     uint32_t fp_load_flag(const uint32_t*)
     void fp_set_gone(int32_t*)
     int fp_is_gone(const int32_t*)
+    void fp_stir(int32_t*)
+    int fp_was_stirred(int32_t*)
     void fp_prefetch(const void*)
     void fp_prefetch_for_writing(const void*)
     void fp_point(const char*)
@@ -96,12 +100,13 @@ cdef class Lane(Link):
         mine: a segment of this process, from ``create_segment``.
         theirs: the peer's, attached.
         slice_ns: longest single sleep.
+        first: the connection's first lane, when this is a further one.
 
     Raises:
         RemoteProtocolError: the peer's segment is no lane of this version.
     """
 
-    def __init__(self, mine: Segment, theirs: Segment, slice_ns: int = HOST_SLICE_NS):
+    def __init__(self, mine: Segment, theirs: Segment, slice_ns: int = HOST_SLICE_NS, Lane first=None):
         cdef fp_lane header
         if not mine.writable:
             raise LocalProtocolError("a lane writes to a segment of its own process; this one is a peer's")
@@ -117,6 +122,9 @@ cdef class Lane(Link):
             raise RemoteProtocolError(f"the peer's ring has {ring_bytes} bytes in a segment of {theirs.bytes}")
         self.mine = <fp_lane*>mine.base
         self.theirs = <const fp_lane*>theirs.base
+        self.first = first
+        self.mine_first = self.mine if first is None else first.mine
+        self.theirs_first = self.theirs if first is None else first.theirs
         self.out_ring = mine.base + <Py_ssize_t>RING_OFFSET
         self.in_ring = theirs.base + <Py_ssize_t>RING_OFFSET
         self.out_bytes = self.mine.ring_bytes
@@ -166,6 +174,7 @@ cdef class Lane(Link):
     cdef void _publish(self) noexcept:
         self.unpublished = 0
         fp_publish_tail(self.mine, self.theirs, self.tail)
+        fp_ring_doorbell(self.mine_first, self.theirs_first)
         if FP_DEBUG:
             fp_point("frame published")
 
@@ -284,6 +293,10 @@ cdef class Lane(Link):
         self.told_head = self.head
         fp_publish_head(self.mine, self.theirs, self.head)
 
+    cdef void before_sleep(self) noexcept:
+        if self.told_head != self.head and not self.decoding:
+            self._tell_head()
+
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1:
         cdef Decoder drained
         cdef const unsigned char* raw
@@ -328,6 +341,8 @@ cdef class Lane(Link):
                 self.drop_holds()
             if fp_is_gone(&self.gone) and fp_load_position(word) == self.head:
                 raise EOFError
+            if fp_was_stirred(&self.gone):
+                return 0
             left = self.slice_ns
             if until_ns:
                 now = fp_now_ns()
@@ -376,10 +391,16 @@ cdef class Lane(Link):
         """Any thread: as ``peer_gone``. A peer that lives still gets what is sent, as far as its ring has room."""
         self.peer_gone()
 
+    def stir(self) -> None:
+        """Any thread: whoever waits for a frame stops waiting once, as if the time were up: there is something else to look at."""
+        fp_stir(&self.gone)
+        self.wake()
+
     def wake(self) -> bool:
         """Wakes a waiter once; True while one is (or may be) asleep. Flag and futex wait are not atomic, so it is called until False."""
-        cdef bint asleep = fp_load_flag(&self.mine.waiting_data) or fp_load_flag(&self.mine.waiting_space)
+        cdef bint asleep = fp_load_flag(&self.mine.waiting_data) or fp_load_flag(&self.mine.waiting_space) or fp_load_flag(&self.mine.waiting_doorbell)
         if asleep:
+            fp_wake_doorbell(self.theirs)
             fp_futex_wake(&self.theirs.tail)
             fp_futex_wake(&self.theirs.head)
         return asleep

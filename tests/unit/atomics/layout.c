@@ -17,6 +17,7 @@ int main(void) {
     SHOW(waiting_data);
     SHOW(waiting_space);
     SHOW(doorbell);
+    SHOW(waiting_doorbell);
     printf("size %zu\n", sizeof(fp_lane));
 
     if (fp_fork_init() || fp_fork_init())

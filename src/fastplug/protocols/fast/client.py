@@ -16,15 +16,17 @@ from fastplug.protocols._call import Caller
 from fastplug.protocols._inline import DeferredPort
 from fastplug.protocols.fast.cancel import Cancels
 from fastplug.protocols.fast.control import Body, Control, Message, check_hello, close_all
+from fastplug.protocols.fast.lanes import HostLanes
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.offering import callback_thread, dispensed, end_callbacks, offered, passes_callbacks
 from fastplug.shm import files
 from fastplug.shm.arena import numpy_in
-from fastplug.shm.watcher import wake_until_awake, watcher
+from fastplug.shm.watcher import watcher
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from fastplug._wire import ArrayPort
     from fastplug.interfaces import Interface
     from fastplug.protocol import HostContext
     from fastplug.shm._lane import Lane
@@ -48,8 +50,8 @@ class FastClient:
         self._context = context
         self._control = control
         self._memory: SharedMemory | None = None
-        self._link: Lane | SocketLink | None = None
         self._caller: Caller
+        self._lanes: HostLanes | None = None
         self._offers: list[Any] = []
         self._cancels: Cancels
         self._pings = itertools.count(1)
@@ -110,16 +112,21 @@ class FastClient:
             assert self._memory.lane is not None
             assert self._memory.port is not None
             self._memory.port.names_files = "files" in answer and answer["files"] == files.place()
-            self._link = self._memory.lane
-            self._caller = Caller(self._link, self._memory.port, self._lost)
+            self._caller = self._connect(self._memory.lane, self._memory.port, 0)
         else:
             assert data is not None
-            self._link = SocketLink(data)
-            self._caller = Caller(self._link, DeferredPort(self._context.config.strict_zero_copy), self._lost)
-        self._caller.gave_up = self._cancels.give_up
+            self._caller = self._connect(SocketLink(data), DeferredPort(self._context.config.strict_zero_copy), 0)
+        strict = self._context.config.strict_zero_copy
+        self._lanes = HostLanes(self._control, self._memory, self._caller, answer, self._connect, strict=strict)
         if self.version < 2:  # such a plugin answers one request after another, and knows nothing else
             self._caller.in_flight_max, self._caller.signals = 1, False
         watcher().add(self._control.fileno(), self._on_control)
+
+    def _connect(self, link: Lane | SocketLink, port: ArrayPort, number: int) -> Caller:
+        """The caller of one lane."""
+        caller = Caller(link, port, self._lost, self._caller.registry if number else None)
+        caller.lane, caller.gave_up = number, self._cancels.give_up
+        return caller
 
     def abandon(self) -> None:
         """No connection came of it: gives back what was made for one."""
@@ -132,7 +139,8 @@ class FastClient:
     def dispense(self, interface: Interface) -> Any:
         """A handle. Raises InterfaceMismatch, Closed, PluginDied."""
         self._caller.check_usable()
-        handle = dispensed(interface, self._offers, self._caller, self._context.name)
+        assert self._lanes is not None
+        handle = dispensed(interface, self._offers, self._lanes.pool, self._context.name)
         if passes_callbacks(interface):
             self._open_callbacks()
         return handle
@@ -189,10 +197,8 @@ class FastClient:
 
     def peer_exited(self) -> None:
         """Wakes every caller; called on the watcher's or any other thread."""
-        link = self._link
-        if link is not None:
-            link.peer_gone()
-            wake_until_awake(link)
+        if self._lanes is not None:
+            self._lanes.peer_gone()
         if self._callbacks is not None:
             self._callbacks.peer_gone()
         with self._lock:
@@ -211,12 +217,10 @@ class FastClient:
         watcher().remove(self._control.fileno())
         self._caller.close(lambda: self._lost(None))
         self.peer_exited()
-        self._caller.release()
+        if self._lanes is not None:
+            self._lanes.close(lambda: self._lost(None))
         if self._callbacks is not None and end_callbacks(self._thread):
             self._callbacks.close()
-        link, self._link = self._link, None
-        if isinstance(link, SocketLink):
-            link.close()
         memory, self._memory = self._memory, None
         if memory is not None:
             memory.close()
@@ -224,9 +228,8 @@ class FastClient:
 
     def stats(self) -> dict[str, Any]:
         """Counters of both sides; the plugin's are None when it does not answer within 1 s."""
-        self._caller.drain()
-        port, found = self._caller.port, {"transport": self.transport, "calls": self._caller.calls, "late_replies": self._caller.late}
-        found |= {"copies": port.copies, "copied_bytes": port.copied_bytes}
+        assert self._lanes is not None
+        found: dict[str, Any] = {"transport": self.transport} | self._lanes.stats()
         remote: Body = {}
         with contextlib.suppress(Exception):  # stats of a plugin that is gone are those of this side
             remote = self._ping(STATS_TIMEOUT_S)
@@ -255,7 +258,11 @@ class FastClient:
         from fastplug.shm.blocks import ring
 
         arrays = [self.empty(shape, dtype) for _ in range(count)]
-        return ring(arrays, timeout_s, self._caller.drain)
+        return ring(arrays, timeout_s, self._drain)
+
+    def _drain(self) -> None:
+        if self._lanes is not None:
+            self._lanes.drain()
 
     # -- what comes
 
@@ -282,6 +289,8 @@ class FastClient:
                 waiting[0].set()
         elif kind == Message.STACK:
             self._cancels.answered(body)
+        elif kind == Message.LANE and self._lanes is not None:
+            self._lanes.answered(body, fds)
         elif self._memory is not None:
             self._memory.handle(kind, body, fds)
         else:

@@ -49,12 +49,13 @@ class Message(enum.IntEnum):
     BYTES = 11
     CANCEL = 12
     STACK = 13
+    LANE = 14
     CALLBACKS = 15
 
 
 # Descriptors that a message may carry; the others have none.
 _KNOWN = frozenset(Message)
-_FDS = {Message.HELLO: 3, Message.SEGMENT: 1, Message.TABLE: 1, Message.CALLBACKS: 1}
+_FDS = {Message.HELLO: 3, Message.SEGMENT: 1, Message.TABLE: 1, Message.CALLBACKS: 1, Message.LANE: 1}
 
 Body = dict[str, Any]
 Handler = Callable[[int, Body, list[int]], None]

@@ -89,6 +89,7 @@ class SharedMemory:
         self.ledger: Ledger | None = None
         self.lane: _lane.Lane | None = None
         self.port: ArenaPort | None = None
+        self._further: list[ArenaPort] = []
 
     def hello(self) -> tuple[Body, list[int]]:
         """What HELLO says of this side's memory, and the descriptors."""
@@ -114,6 +115,18 @@ class SharedMemory:
         self.borrowed.add_segment(0, first)
         self.borrowed.lent_on = self.arena if self._shared else None
         self.port = ArenaPort(self.arena, self.ledger, self.borrowed, self.lane, self._strict)
+
+    def further_lane(self, mine: Segment, body: Body, fds: list[int]) -> tuple[_lane.Lane, ArenaPort]:
+        """One more lane, with ``mine`` on this side and what LANE brought on the other. Takes over ``fds``. Raises as ``accept``."""
+        if self.ledger is None or len(fds) != 1:
+            close_all(fds)
+            raise RemoteProtocolError(f"{self.peer} sent LANE with {len(fds)} descriptors, or after the end")
+        (theirs,) = _attached(body, fds, {"bytes": 1 << 30})
+        lane = _lane.Lane(mine, theirs, self._slice_ns, self.lane)
+        port = ArenaPort(self.arena, self.ledger, self.borrowed, lane, self._strict)
+        port.names_files = self.port is not None and self.port.names_files
+        self._further.append(port)
+        return lane, port
 
     def _announce(self, segment_id: int, segment: Segment | None) -> None:
         """Before a frame names a new segment; None: it will be named no more."""
@@ -270,8 +283,10 @@ class SharedMemory:
         """The peer is gone, or not wanted any more: memory goes back, also while handles live on. Arrays stay while referenced."""
         if self.ledger is not None:
             self.ledger.close()
-        if self.port is not None:
-            self.port.close()
+        for port in (*self._further, self.port):
+            if port is not None:
+                port.close()
+        self._further = []
         mapped = self.borrowed.mapped() if self._shared else {}
         self.borrowed.close()
         for segment in mapped.values():

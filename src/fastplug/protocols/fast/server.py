@@ -15,14 +15,14 @@ from fastplug.process.stacks import DumpWriter, given_up
 from fastplug.protocols._inline import DeferredPort
 from fastplug.protocols._serve import Server
 from fastplug.protocols.fast.control import Body, Control, Message, check_hello, close_all
+from fastplug.protocols.fast.lanes import PluginLanes, lanes_offered
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.offering import announced, handlers
 from fastplug.shm import files
-from fastplug.shm.watcher import wake_until_awake, watcher
+from fastplug.shm.watcher import watcher
 
 if TYPE_CHECKING:
     from fastplug.protocol import PluginContext
-    from fastplug.shm._lane import Lane
 
 __all__ = ["FastServer", "serve"]
 
@@ -44,8 +44,8 @@ class FastServer:
         self._control = control
         self._transport = context.transport
         self._memory: SharedMemory | None = None
-        self._link: Lane | SocketLink | None = None
         self._server: Server | None = None
+        self._lanes: PluginLanes | None = None
         self._dump: DumpWriter | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -67,6 +67,9 @@ class FastServer:
             self._server.run()
         except RemoteProtocolError:
             _log.exception("the host broke the protocol; the plugin ends")
+        self.stop()
+        if self._lanes is not None:
+            self._lanes.join()
 
     def _shake_hands(self) -> None:
         body, fds = self._control.receive(Message.HELLO, HELLO_TIMEOUT_S)
@@ -80,6 +83,9 @@ class FastServer:
             "interfaces": announced(served, references=references),
         }
         answer |= self._offer_dump()
+        served_by, workers = handlers(served, references=references), self._context.config.workers
+        if version >= 2:
+            answer |= {"workers": workers, "lanes": lanes_offered(workers, shared=self._transport == "shm")}
         if self._transport == "shm":
             memory = SharedMemory(
                 self._control, "the host", limit_bytes=self._context.config.arena_limit_bytes, strict=False, slice_ns=SLICE_NS
@@ -91,17 +97,27 @@ class FastServer:
             here = files.place()
             if here is not None:
                 more["files"], memory.port.opens_files = here, True
-            self._memory, self._link = memory, memory.lane
-            self._server = Server(memory.lane, memory.port, handlers(served, references=references))
+            self._memory = memory
+            self._serve_lanes(Server(memory.lane, memory.port, served_by), served_by)
             self._control.send(Message.HELLO, answer | more, own)
         else:
             if len(fds) != 1:
                 close_all(fds)
                 raise RemoteProtocolError(f"the host's HELLO came with {len(fds)} descriptors; the socket transport has one")
             link = SocketLink(socket.socket(fileno=fds[0]))
-            self._link = link
-            self._server = Server(link, DeferredPort(), handlers(served, references=references))
+            self._serve_lanes(Server(link, DeferredPort(), served_by), served_by)
             self._control.send(Message.HELLO, answer)
+
+    def _serve_lanes(self, first: Server, served_by: Any) -> None:
+        self._server = first
+        self._lanes = PluginLanes(
+            self._control,
+            self._memory,
+            first,
+            self._context.config.workers,
+            lambda link, port: Server(link, port, served_by, first.line),
+            self.stop,
+        )
 
     def _offer_dump(self) -> Body:
         """A way to a stack of this process while C code holds its GIL; one without it works all the same."""
@@ -113,9 +129,11 @@ class FastServer:
 
     def _cancel(self, body: Body) -> None:
         """The caller gave a call up; with ``n`` it wants to know where this process is."""
-        server, call = self._server, body.get("call")
-        if server is None or not isinstance(call, int):
+        lane, call = body.get("lane", 0), body.get("call")
+        servers = self._lanes.servers if self._lanes is not None else []
+        if not isinstance(call, int) or not isinstance(lane, int) or not 0 <= lane < len(servers):
             return
+        server = servers[lane]
         stack = given_up(server.thread, lambda: server.cancel(call))
         if "n" in body:
             with contextlib.suppress(OSError):
@@ -141,27 +159,28 @@ class FastServer:
             self.stop()
         elif kind == Message.CALLBACKS and len(fds) == 1 and self._server is not None:
             self._server.line.attach(SocketLink(socket.socket(fileno=fds[0])), DeferredPort())
+        elif kind == Message.LANE and self._lanes is not None:
+            self._lanes.open(body, fds)
         elif self._memory is not None:
             self._memory.handle(kind, body, fds)
         else:
             close_all(fds)
 
     def _counters(self) -> dict[str, Any]:
-        server = self._server
-        if server is None:
-            return {}
-        return {"calls": server.calls, "copies": server.port.copies, "copied_bytes": server.port.copied_bytes}
+        servers = self._lanes.servers if self._lanes is not None else []
+        ports = [server.port for server in servers]
+        return {
+            "calls": sum(server.calls for server in servers),
+            "copies": sum(port.copies for port in ports),
+            "copied_bytes": sum(port.copied_bytes for port in ports),
+        }
 
     def stop(self) -> None:
         """Any thread: the call in hand is finished, then run() returns."""
         self.stopped = True
-        if self._server is not None:
-            self._server.stopping = True
+        if self._server is not None and self._lanes is not None:
             self._server.line.close()
-        link = self._link
-        if link is not None:
-            link.finish()
-            wake_until_awake(link)
+            self._lanes.stop()
 
     def close(self) -> None:
         """Gives the socket and the memory back."""
@@ -172,8 +191,8 @@ class FastServer:
         watcher().remove(self._control.fileno())
         if self._dump is not None:
             self._dump.close()
-        if isinstance(self._link, SocketLink):
-            self._link.close()
+        if self._lanes is not None:
+            self._lanes.close()
         if self._memory is not None:
             self._memory.close()
         self._control.close()

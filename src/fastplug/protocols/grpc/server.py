@@ -1,4 +1,4 @@
-"""The plugin's end over gRPC: listens, serves the interfaces' methods on the main thread, and everything else beside it."""
+"""The plugin's end over gRPC: listens, serves the interfaces' methods on its workers, and everything else beside them."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ class _Method:
 
 
 class GrpcServer:
-    """ServerProtocol over gRPC. Handlers run one after another on the thread that calls ``run``."""
+    """ServerProtocol over gRPC. Handlers run on the thread that calls ``run``, and ``workers`` - 1 others."""
 
     network: str
     address: str
 
     def __init__(self, context: PluginContext) -> None:
-        self._workers = Workers(1)
+        self._workers = Workers(context.config.workers)
         self._slots = threading.BoundedSemaphore(PENDING_CALLS_MAX)
         self._stopping = threading.Event()
         self._closed = False
@@ -132,7 +132,7 @@ class GrpcServer:
 
         def handle(request: bytes, context: CallContext) -> bytes:
             if not self._slots.acquire(blocking=False):
-                raise RpcError(Code.RESOURCE_EXHAUSTED, f"{PENDING_CALLS_MAX} calls wait already; this plugin handles one at a time")
+                raise RpcError(Code.RESOURCE_EXHAUSTED, f"{PENDING_CALLS_MAX} calls wait already; the plugin comes to no more")
             try:
                 known = any(key == HOST_KEY for key, _ in context.invocation_metadata())
                 job = Job(lambda: method.run(request, fastplug_host=known), context)
