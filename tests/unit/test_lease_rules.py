@@ -221,4 +221,4 @@ TestLeaseRules = LeaseRules.TestCase
 
 @pytest.mark.long
 class TestLeaseRulesLong(LeaseRules.TestCase):
-    settings = settings(max_examples=300, stateful_step_count=60)
+    settings = settings(max_examples=60, stateful_step_count=50)
