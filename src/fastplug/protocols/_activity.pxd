@@ -69,6 +69,7 @@ cdef class Activity(Asking):
     cdef int open_stream(self, Activation call, object result) except -1
     cdef int advance(self, Activation call) except -1
     cdef int end_stream(self, Activation call, object error) except -1
+    cdef int queue(self, Activation call) except -1
     cdef int about(self, FrameHeader* header) except -1
     cdef int fed(self, FrameHeader* header, Activation call) except -1
     cdef int passed_over(self, FrameHeader* header) except -1

@@ -67,7 +67,7 @@ cdef class Input:
             server.credit(call.number, feed.grant())
             server.nested()
         value = feed.take()
-        if feed.taken >= GRANT_ITEMS and call.thread == PyThread_get_thread_ident() and not server.sending:
+        if (feed.taken >= GRANT_ITEMS or not feed.values) and call.thread == PyThread_get_thread_ident() and not server.sending:
             server.credit(call.number, feed.grant())
         return value
 
@@ -177,9 +177,7 @@ cdef class Activity(Asking):
         except TypeError:
             raise ResultError(f"{call.codec.qualified} returned {type(result).__qualname__}, which cannot be iterated; declared is a stream") from None
         call.out = Outgoing(iterator, self.stream_bytes)
-        call.out.queued = True
         self.active[call.number] = call
-        self.streams.append(call)
         return 0
 
     cdef int advance(self, Activation call) except -1:
@@ -222,10 +220,7 @@ cdef class Activity(Asking):
             self.transmit(&header, 0)
         finally:
             self.sending = False
-        if (out.may_send() or call.given_up) and not out.queued:
-            out.queued = True
-            self.streams.append(call)
-        return 0
+        return self.queue(call)
 
     cdef int end_stream(self, Activation call, object error) except -1:
         """END, or ERROR. The generator is closed first when it has not ended by itself: it may still raise."""
@@ -269,10 +264,21 @@ cdef class Activity(Asking):
         elif kind == FRAME_CLOSE or kind == FRAME_CANCEL:
             call.give_up()
         else:
-            return self.fed(header, call)
-        if call.out is not None and not call.out.queued and not call.running and (call.given_up or call.out.may_send()):
-            call.out.queued = True
-            self.streams.append(call)
+            self.fed(header, call)
+        return self.queue(call)
+
+    cdef int queue(self, Activation call) except -1:
+        """Lets the stream of this call go on, if it can. One that takes a stream itself waits until it has an item of that: its generator
+        would wait on top of others, and hold them up."""
+        cdef Outgoing out = call.out
+        if out is None or out.queued or call.running:
+            return 0
+        if not call.given_up and (
+            not out.may_send() or call.feed is not None and not call.feed.values and not call.feed.ended and not call.feed_closed
+        ):
+            return 0
+        out.queued = True
+        self.streams.append(call)
         return 0
 
     cdef int fed(self, FrameHeader* header, Activation call) except -1:

@@ -312,10 +312,10 @@ cdef class Server(Activity):
                 self.check_home()
                 if call.codec.item is not None:
                     self.open_stream(call, result)
-                    return 0
-                call.running = False    # a property that is read while it is encoded cannot use the lane
-                self.enc.reset()
-                call.codec.encode_result(self.enc, result)
+                else:
+                    call.running = False    # a property that is read while it is encoded cannot use the lane
+                    self.enc.reset()
+                    call.codec.encode_result(self.enc, result)
                 result = None
         except BaseException as raised:
             values = None
@@ -326,7 +326,7 @@ cdef class Server(Activity):
             self.leave(call, outer)
         self.check_going()
         if error is None:
-            return self.finish(call, FRAME_REPLY)
+            return self.finish(call, FRAME_REPLY) if call.out is None else self.queue(call)
         self.pack_error(error)
         error = None
         return self.finish(call, FRAME_ERROR)
