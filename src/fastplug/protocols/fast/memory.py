@@ -86,6 +86,7 @@ class SharedMemory:
         self._fetched: dict[tuple[int, int], bytes] = {}
         self._wanted: tuple[int, int] | None = None
         self._table_lost = False
+        self._asked: set[int] = set()  # segments whose LOST is not answered yet
         self.ledger: Ledger | None = None
         self.lane: _lane.Lane | None = None
         self.port: ArenaPort | None = None
@@ -176,8 +177,10 @@ class SharedMemory:
         for offset in range(start, end, FETCH_BYTES):
             count = min(FETCH_BYTES, end - offset)
             found.write(offset - start, self._fetch_part(segment_id, offset, count))
-        with contextlib.suppress(OSError):
-            self.control.send(Message.LOST, {"segment": segment_id})
+        if segment_id not in self._asked:  # each LOST is answered: a second one would have the segment announced twice
+            self._asked.add(segment_id)
+            with contextlib.suppress(OSError):
+                self.control.send(Message.LOST, {"segment": segment_id})
         return found
 
     def _fetch_part(self, segment_id: int, offset: int, count: int) -> bytes:
@@ -260,6 +263,7 @@ class SharedMemory:
         except RemoteProtocolError:
             close_all(fds)
             raise
+        self._asked.discard(segment_id)
         why = "its descriptor was lost on the way; this process is at its limit of descriptors (RLIMIT_NOFILE)"
         try:
             for segment in _attached(body, fds, {"bytes": MAX_SEGMENT_BYTES}, "bytes") if len(fds) == 1 else ():
