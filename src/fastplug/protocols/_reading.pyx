@@ -41,7 +41,7 @@ cdef class Reading(Turn):
     def __init__(self, link, port, lost, Registry registry=None):
         Turn.__init__(self, link, port)
         self.lost = lost
-        self.registry = registry or Registry()
+        self.registry = Registry() if registry is None else registry      # an empty one is false
         self.asked = collections.deque()
         self.in_flight_max = IN_FLIGHT_MAX
 
