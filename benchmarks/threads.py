@@ -1,0 +1,164 @@
+"""Calls of eight threads on one handle: against one thread's rate, and against a socket that eight threads share under a lock.
+
+    python -m benchmarks.threads [seconds per situation]
+
+Interleaved in one run; ratios count. "Under load" is one busy process per CPU beside it. The same script measures an awaited call against
+asyncio streams over a Unix socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Protocol
+
+import fastplug
+
+THREADS = 8
+ROUNDS = 5
+PAYLOAD = b"x" * 64
+
+
+@fastplug.interface("benchmarks.threads/1")
+class Echo(Protocol):
+    def echo(self, data: bytes) -> bytes: ...
+
+
+class PlainEcho(Echo):
+    def echo(self, data: bytes) -> bytes:
+        return data
+
+
+def rate(call: Callable[[], object], threads: int, seconds: float) -> float:
+    """Calls a second, of so many threads together."""
+    counts = [0] * threads
+    end = time.perf_counter() + seconds
+
+    def work(me: int) -> None:
+        while time.perf_counter() < end:
+            for _ in range(20):
+                call()
+            counts[me] += 20
+
+    workers = [threading.Thread(target=work, args=(me,)) for me in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(counts) / seconds
+
+
+def _answer(sock: socket.socket) -> None:
+    while data := sock.recv(64, socket.MSG_WAITALL):
+        sock.sendall(data)
+
+
+@contextmanager
+def socket_and_lock() -> Iterator[Callable[[], object]]:
+    """An echo of 64 bytes in a process of its own, over one socket that callers share under a lock."""
+    mine, theirs = socket.socketpair()
+    child = multiprocessing.get_context("fork").Process(target=_answer, args=(theirs,), daemon=True)
+    child.start()
+    theirs.close()
+    lock = threading.Lock()
+
+    def call() -> object:
+        with lock:
+            mine.sendall(PAYLOAD)
+            return mine.recv(64, socket.MSG_WAITALL)
+
+    try:
+        yield call
+    finally:
+        mine.close()
+        child.terminate()
+        child.join()
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+@contextmanager
+def load() -> Iterator[None]:
+    """One busy process per CPU."""
+    busy = [multiprocessing.get_context("fork").Process(target=_spin, daemon=True) for _ in range(os.cpu_count() or 1)]
+    for one in busy:
+        one.start()
+    try:
+        yield
+    finally:
+        for one in busy:
+            one.terminate()
+            one.join()
+
+
+def threads(echo: Echo, peer: Callable[[], object], seconds: float) -> tuple[float, float, float]:
+    """Medians of interleaved rounds: one thread, eight threads, eight threads on the socket."""
+    ones, eights, sockets = [], [], []
+    for _ in range(ROUNDS):
+        ones.append(rate(lambda: echo.echo(PAYLOAD), 1, seconds))
+        eights.append(rate(lambda: echo.echo(PAYLOAD), THREADS, seconds))
+        sockets.append(rate(peer, THREADS, seconds))
+    return median(ones), median(eights), median(sockets)
+
+
+async def awaited(echo: Echo, seconds: float) -> tuple[float, float]:
+    """Seconds per awaited call, and per round trip of asyncio streams over a Unix socket."""
+    mine, theirs = socket.socketpair()
+    child = multiprocessing.get_context("fork").Process(target=lambda: asyncio.run(_serve_stream(theirs)), daemon=True)
+    child.start()
+    theirs.close()
+    reader, writer = await asyncio.open_unix_connection(sock=mine)
+    ours, streams = [], []
+    for _ in range(ROUNDS):
+        count, end, start = 0, time.perf_counter() + seconds, time.perf_counter()
+        while time.perf_counter() < end:
+            await fastplug.submit(echo.echo, PAYLOAD)
+            count += 1
+        ours.append((time.perf_counter() - start) / count)
+        count, end, start = 0, time.perf_counter() + seconds, time.perf_counter()
+        while time.perf_counter() < end:
+            writer.write(PAYLOAD)
+            await reader.readexactly(64)
+            count += 1
+        streams.append((time.perf_counter() - start) / count)
+    writer.close()
+    child.terminate()
+    child.join()
+    return median(ours), median(streams)
+
+
+async def _serve_stream(sock: socket.socket) -> None:
+    reader, writer = await asyncio.open_unix_connection(sock=sock)
+    while True:
+        writer.write(await reader.readexactly(64))
+
+
+def told(situation: str, one: float, eight: float, other: float) -> None:
+    """One line of the result."""
+    print(f"{situation}: 1 thread {one:,.0f}/s, {THREADS} threads {eight:,.0f}/s ({eight / one:.2f}x)", end="")
+    print(f", {THREADS} on socket + lock {other:,.0f}/s ({eight / other:.1f}x)")
+
+
+def main() -> None:
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+    with socket_and_lock() as peer, fastplug.open([sys.executable, "-m", "fastplug.entry", "benchmarks.threads:PlainEcho"], Echo) as echo:
+        told("idle", *threads(echo, peer, seconds))
+        with load():
+            told("under load", *threads(echo, peer, seconds))
+        ours, streams = asyncio.run(awaited(echo, seconds))
+        print(f"awaited: {ours * 1e6:.1f} us, asyncio over a Unix socket {streams * 1e6:.1f} us (1/{streams / ours:.1f})")
+
+
+if __name__ == "__main__":
+    main()
