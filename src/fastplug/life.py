@@ -113,8 +113,9 @@ class PluginLife:
         runner = self._runner
         if self._state() is State.EXITED or runner is None or os.getpid() != self._owner_pid:
             return self._state() is State.EXITED
-        # known before the watcher's thread has dealt with it; of a process that is not our child there is no exit code
-        return runner.returncode is not None or (self.config.reattach is not None and runner.wait(0))
+        with contextlib.suppress(Closed):  # it was just given back: then it has ended
+            return runner.wait(0)  # also before the watcher's thread has dealt with it
+        return True
 
     def _state(self) -> State:
         """As of now: another thread may move it on at any time."""
