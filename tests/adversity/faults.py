@@ -77,6 +77,7 @@ def normalised(text: str) -> str:
     text = re.sub(r"\b(pid|process) \d+", r"\1 N", text)
     text = re.sub(r"pid=\d+;fd=\d+", "pid=N;fd=N", text)
     text = re.sub(r"plugin-dir\w+/plugin\d+", "plugin-dirN/pluginN", text)
+    text = re.sub(r"\b\d+ (allocations ago|blocks are lent)", r"N \1", text)  # the other side gives back when it comes to it
     return text.rstrip()
 
 
