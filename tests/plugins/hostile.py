@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.twin import lane_twin as twin
 
-__all__ = ["ARRAY", "HEADER", "Peer", "array_value", "memfd"]
+__all__ = ["ARRAY", "FAST_VERSION", "HEADER", "Peer", "array_value", "memfd"]
 
 HEADER = twin.HEADER  # size, kind, flags, call, interface, method, blocks, remaining_ns
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | 0x0010 | fcntl.F_SEAL_SEAL  # 0x0010: F_SEAL_FUTURE_WRITE
@@ -26,6 +26,7 @@ ARENA_BYTES = 4 << 20
 # A peer that never says anything: the test has failed.
 WATCHDOG_S = 60.0
 ARRAY = 0x13
+FAST_VERSION = 2
 
 
 def memfd(size: int, *, seals: int = SEALS, sparse: bool = False) -> tuple[int, mmap.mmap]:
@@ -96,7 +97,7 @@ class Peer:
         return kind, json.loads(data[8 : 8 + size]), list(fds)
 
     def hello(self, **wrong: Any) -> dict[str, Any]:
-        body = {"fast": 1, "transport": "shm", "pid": os.getpid(), "interfaces": []}
+        body = {"fast": FAST_VERSION, "transport": "shm", "pid": os.getpid(), "interfaces": []}
         sizes = {"lane": len(self.lane), "table": TABLE_SLOTS, "table_bytes": len(self.table), "segment": len(self.arena)}
         return {**body, **sizes, **wrong}
 

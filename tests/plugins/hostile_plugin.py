@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tests.plugins.hostile import ARENA_BYTES, HEADER, RING_BYTES, SEALS, TABLE_SLOTS, Peer, array_value, memfd, regular_file
+from tests.plugins.hostile import ARENA_BYTES, FAST_VERSION, HEADER, RING_BYTES, SEALS, TABLE_SLOTS, Peer, array_value, memfd, regular_file
 
 __all__ = ["CONTROLS", "HARMLESS", "HELLOS", "REPLIES", "SEGMENTS"]
 
@@ -121,7 +121,7 @@ HELLOS: dict[str, Breaks] = {
     "HELLO: two descriptors": lambda peer: peer.send(1, peer.hello(), _fds(peer)[:2]),
     "HELLO: eight descriptors": lambda peer: peer.send(1, peer.hello(), [*_fds(peer), *_fds(peer), peer.lane_fd, peer.lane_fd]),
     "HELLO: another message first": lambda peer: peer.send(6, {"n": 1}),
-    "HELLO: another version": lambda peer: peer.send(1, peer.hello(fast=2), _fds(peer)),
+    "HELLO: another version": lambda peer: peer.send(1, peer.hello(fast=9), _fds(peer)),
     "HELLO: another transport": lambda peer: peer.send(1, peer.hello(transport="socket"), _fds(peer)),
     "HELLO: sizes are strings": lambda peer: peer.send(1, peer.hello(lane="many"), _fds(peer)),
     "HELLO: sizes are negative": lambda peer: peer.send(1, peer.hello(segment=-1), _fds(peer)),
@@ -220,7 +220,7 @@ def main(how: str) -> None:
     offer = dict(part.split("=") for part in os.environ["FASTPLUG_OFFER"].split(";"))
     control = socket.socket(fileno=int(offer["fd"]))
     interfaces = _interfaces()
-    print(f"1|1|inherit|{offer['fd']}/1/shm|fast|", flush=True)
+    print(f"1|1|inherit|{offer['fd']}/{FAST_VERSION}/shm|fast|", flush=True)
     peer = Peer(control)
     _, body, fds = peer.receive()
     peer.map_theirs(body, fds)

@@ -6,6 +6,8 @@ from typing_extensions import disjoint_base
 from fastplug.protocols._call import Caller
 from fastplug.protocols._turn import Turnstile
 
+__all__ = ["LANES_MAX", "Pool"]
+
 LANES_MAX: Final[int]
 
 @disjoint_base

@@ -17,6 +17,7 @@ _R = TypeVar("_R")
 POLL_NS: Final[int]
 FED_SLICE_S: Final[float]
 
+@disjoint_base
 class Remote(Bound):
     __name__: str
     __qualname__: str

@@ -2,6 +2,8 @@ from typing_extensions import disjoint_base
 
 from fastplug.shm._lane import Lane
 
+__all__ = ["Lanes"]
+
 @disjoint_base
 class Lanes:
     @property
