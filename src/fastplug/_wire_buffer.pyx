@@ -279,12 +279,14 @@ cdef class References:
 
 
 cdef class Codec:
+    def __cinit__(self):
+        self.children = ()
+
     def __repr__(self):
         return f"<Codec {self.canonical}>"
 
     cdef int setup(self, object node, dict memo) except -1:
-        # What the kind needs .
-        self.children = ()
+        # What the kind needs.
         return 0
 
     cdef int encode(self, Encoder enc, object value) except -1:
