@@ -177,10 +177,11 @@ def test_header_layout() -> None:
         b"",
         pack_header(0, 1)[:31],
         pack_header(0, 0),
-        pack_header(0, 4),
+        pack_header(0, 13),
         pack_header(0, 0xFFFF),
         pack_header(2**31, 1),
-        pack_header(0, 1, 2),
+        pack_header(0, 1, 8),
+        pack_header(0, 2, 2),
         pack_header(0, 1, 0, remaining_ns=-1),
     ],
 )
