@@ -79,13 +79,13 @@ cdef class Pool(Turnstile):
                     caller.drain()
         patience = fp_now_ns() + OPEN_TIMEOUT_NS
         while True:
+            if first.refusal is not None or not first.at_home():
+                return first                # the call says why; a forked child asks for no lane
             caller = self.free(me)
             self.grow()
             if caller is not None:
                 if not self.spread or caller.owner == me or not caller.pending or not self.opening or fp_now_ns() >= patience:
                     return caller
-            if first.refusal is not None or not first.at_home():
-                return first                # the call says why
             if not self.wait(until):
                 raise DeadlineExceeded(f"{what}() was still waiting for other calls on this handle when its deadline ran out; nothing was sent")
 
