@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,9 @@ STATS_TIMEOUT_S = 1.0
 STACK_TIMEOUT_S = 0.1
 
 Headers = tuple[tuple[str, str], ...]
+# A peer that keeps the deadline, too, may be first: grpc-go then resets the stream, which counts as CANCELLED here. grpc-timeout has eight
+# digits and is rounded; ten milliseconds are more than that and two clocks make.
+DEADLINE_SLACK_S = 0.01
 # A plugin describes its interfaces in a few KiB; more than this is no description.
 DESCRIPTION_CHARACTERS_MAX = 16 << 20
 
@@ -208,9 +212,12 @@ class GrpcClient:
     def _unary(self, path: str, request: bytes, timeout_s: float | None, qualified: str | None, what: str, metadata: Headers = ()) -> bytes:
         """The response. Raises an error of the tree."""
         self._check_usable(qualified)
+        until = None if timeout_s is None else time.monotonic() + timeout_s - DEADLINE_SLACK_S
         try:
             return self._calls.unary(path, request, timeout_s, metadata)
         except RpcError as status:
+            if status.code == Code.CANCELLED and until is not None and time.monotonic() >= until:
+                raise DeadlineExceeded(f"{what} was ended by the plugin when its deadline was over") from status
             raise self._translated(status, qualified, what) from status
 
     def _translated(self, status: RpcError, qualified: str | None, what: str) -> Exception:
