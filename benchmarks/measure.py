@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .peers import Peer
 
-__all__ = ["SIZES", "Plan", "Samples", "WrongAnswerError", "clock_overhead_ns", "copyto", "echo", "echo_dict", "size_name", "touch"]
+__all__ = ["SIZES", "Plan", "Samples", "WrongAnswerError", "clock_overhead_ns", "copyto", "echo", "echo_dict", "reads", "size_name", "touch"]
 
 SIZES = (64, 8 << 10, 64 << 10, 1 << 20, 16 << 20, 64 << 20)  # bytes
 ECHO_DICT = {"alpha": 1.0, "beta": 2.5, "gamma": -3.25, "delta": 1e9}
@@ -83,6 +83,19 @@ def touch(peer: Peer, x: npt.NDArray[np.float64], plan: Plan) -> Samples:
         if reply != (shape, x[i], x[j], x[k]):
             raise WrongAnswerError(f"{peer.name} answered {reply} for {shape} at {i}, {j}, {k}")
         return stop - start
+
+    return _sample(once, plan)
+
+
+def reads(x: npt.NDArray[np.float64], plan: Plan) -> Samples:
+    """What the handler of ``touch`` does, in this process: shape and three values. In 64 MiB each of them waits for memory."""
+    uniform, count = random.random, x.size
+
+    def once() -> int:
+        i, j, k = int(uniform() * count), int(uniform() * count), int(uniform() * count)
+        start = time.perf_counter_ns()
+        _ = x.shape, x.item(i), x.item(j), x.item(k)
+        return time.perf_counter_ns() - start
 
     return _sample(once, plan)
 

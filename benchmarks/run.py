@@ -75,6 +75,7 @@ def cells(peers: list[Peer], situation: Situation, plan: Plan, sizes: tuple[int,
             yield name, peer.name, lambda peer=peer, x=x: measure.touch(peer, x, plan)  # type: ignore[misc]
         yield name, "copyto", lambda x=x: measure.copyto(x, plan)  # type: ignore[misc]
         yield name, "c_memcpy", lambda size=size: floor.measure_memcpy([size], cpus[0])[-1]  # type: ignore[misc]
+        yield f"{name}_shared", "numpy_reads", lambda x=x: measure.reads(x, plan)  # type: ignore[misc]
         for peer in peers:
             shared = peer.born(x.size)
             if shared is not None:

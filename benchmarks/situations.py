@@ -39,7 +39,7 @@ class Situation:
 
 SITUATIONS = (
     Situation("idle", "idle, not pinned", every_cell=True),
-    Situation("two_cpus", "host and plugin pinned to a CPU each", pinned=2),
+    Situation("two_cpus", "host and plugin pinned to a CPU each", pinned=2, every_cell=True),
     Situation("one_cpu", "host and plugin pinned to one CPU", pinned=1),
     # With more runnable processes than CPUs a call may wait for a time slice of milliseconds: more time for as many calls.
     Situation("hogs", "two CPU hogs, not pinned", hogs=2, budget_s=1.5),
