@@ -14,7 +14,19 @@ import numpy.typing as npt
 
 from .peers import Peer
 
-__all__ = ["SIZES", "Plan", "Samples", "WrongAnswerError", "clock_overhead_ns", "copyto", "echo", "echo_dict", "reads", "size_name", "touch"]
+__all__ = [
+    "SIZES",
+    "Plan",
+    "Samples",
+    "WrongAnswerError",
+    "clock_overhead_ns",
+    "copyto",
+    "echo",
+    "echo_dict",
+    "reads",
+    "size_name",
+    "touch",
+]
 
 SIZES = (64, 8 << 10, 64 << 10, 1 << 20, 16 << 20, 64 << 20)  # bytes
 ECHO_DICT = {"alpha": 1.0, "beta": 2.5, "gamma": -3.25, "delta": 1e9}

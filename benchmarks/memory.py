@@ -133,13 +133,14 @@ def arrays_for(client: fastplug.Client, huge: bool) -> dict[str, Any]:
     return found
 
 
-def judged(medians: dict[str, Samples]) -> list[dict[str, Any]]:
+def judged(rounds: list[dict[str, Samples]]) -> list[dict[str, Any]]:
+    """Each mark, of p50: made within a round, where both sides met the same machine, then the median over the rounds."""
     out = []
     for name, cell, how, other, limit in MARKS:
         value = None
-        if cell in medians and (not how or other in medians):
-            mine, theirs = medians[cell]["p50_ns"], medians[other]["p50_ns"] if how else 0.0
-            value = round(mine / theirs if how == "/" else (mine - theirs) / 1e3, 3)
+        if cell in rounds[0] and (not how or other in rounds[0]):
+            pairs = [(one[cell]["p50_ns"], one[other]["p50_ns"] if how else 0.0) for one in rounds]
+            value = round(statistics.median(mine / theirs if how == "/" else (mine - theirs) / 1e3 for mine, theirs in pairs), 3)
         out.append({"name": name, "value": value, "limit": limit, "met": None if value is None else value <= limit})
     return out
 
@@ -166,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         arrays.clear()
     keys = rounds[0][next(iter(rounds[0]))]
     medians = {cell: {key: statistics.median(one[cell][key] for one in rounds) for key in keys} for cell in rounds[0]}
-    marks = judged(medians)
+    marks = judged(rounds)
     for mark in marks:
         print(
             f"{ {True: 'met', False: 'MISSED', None: 'not measured'}[mark['met']]:12} {mark['name']}: {mark['value']} (<= {mark['limit']})"
