@@ -53,7 +53,8 @@ cdef extern from *:
     void fastplug_count(Py_ssize_t counter, int n) noexcept nogil
     void* fastplug_allocate(size_t n) noexcept nogil
     void* fastplug_resize(void* memory, size_t before, size_t n) noexcept nogil     # n > before
-    Py_ssize_t Py_REFCNT(object)
+    # Of a borrowed pointer: to pass an attribute as an object takes a reference of its own, and each message would get new memory.
+    Py_ssize_t Py_REFCNT(PyObject*)
 
 cdef enum:
     BUFFER_BYTES_FIRST = 512
@@ -129,7 +130,7 @@ cdef class Encoder:
     cdef int reset(self) except -1:
         if self.piece_count:
             self.let_go()
-        if too_large(self.memory, self.size, &self.small) or Py_REFCNT(self.memory) > 1:
+        if too_large(self.memory, self.size, &self.small) or Py_REFCNT(<PyObject*>self.memory) > 1:
             self.memory = Memory(BUFFER_BYTES_FIRST)
             self.small = 0
         self.use(self.memory, -self.phase & LINE_BYTES - 1)
@@ -190,7 +191,7 @@ cdef class Decoder:
 
     cdef unsigned char* fill(self, Py_ssize_t n) except NULL:
         cdef Py_ssize_t needed = n + LINE_BYTES if n >= PLACED_BYTES else n
-        if too_large(self.memory, needed, &self.small) or needed > self.memory.bytes or Py_REFCNT(self.memory) > 1:
+        if too_large(self.memory, needed, &self.small) or needed > self.memory.bytes or Py_REFCNT(<PyObject*>self.memory) > 1:
             # Not resized: the old message is of no use.
             self.memory = Memory(max(needed, BUFFER_BYTES_FIRST))
             self.small = 0
