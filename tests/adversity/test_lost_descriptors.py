@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,3 +43,26 @@ def test_arrays_are_copied_while_the_limit_holds(caplog: pytest.LogCaptureFixtur
         else:
             pytest.fail("the segment was not mapped again")
         del back
+
+
+def test_a_mapped_file_that_cannot_be_opened_is_copied(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    np.save(tmp_path / "data.npy", np.arange(50_000.0))
+    np.save(tmp_path / "other.npy", np.arange(50_000.0))
+    with started("shm", NumpyLender) as client, caplog.at_level(logging.WARNING):
+        lender = client.dispense(Lender)
+        lender.total(np.load(tmp_path / "data.npy", mmap_mode="r")[:100])  # its modules are loaded now, which takes descriptors
+
+        def counted(name: str) -> tuple[int, int]:
+            x = np.load(tmp_path / name, mmap_mode="r")
+            before = client.stats()
+            assert lender.total(x[::-3]) == x[::-3].sum()
+            after = client.stats()
+            return after["copies"] - before["copies"], after["plugin_copies"] - before["plugin_copies"]
+
+        lender.limit_descriptors(True)
+        assert counted("data.npy") == (0, 1)  # named, not opened, and fetched
+        assert "data.npy" in caplog.text
+        client.ping()  # what the plugin said of it has come
+        assert counted("data.npy") == (1, 0)
+        lender.limit_descriptors(False)
+        assert counted("other.npy") == (0, 0)

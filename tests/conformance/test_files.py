@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.conformance.conftest import started
+from tests.conformance.test_threads import in_threads
 from tests.plugins.arrays_api import Arrays
 from tests.plugins.arrays_plugin import NumpyArrays
 
@@ -50,6 +51,19 @@ def test_a_mapped_file_is_read_where_it_lies(client: fastplug.Client, arrays: Ar
     gc.collect()
     assert arrays.kept()[-1] == N - 1
     arrays.drop()
+
+
+def test_on_every_lane(client: fastplug.Client, arrays: Arrays, transport: str, path: Path) -> None:
+    before = client.stats()
+
+    def work(i: int) -> None:
+        x = np.load(path, mmap_mode="r")
+        for _ in range(20):
+            assert arrays.total(x[i:]) == x[i:].sum()
+
+    in_threads(work)
+    after = client.stats()
+    assert after["copies"] - before["copies"] == (0 if transport == "shm" else 8 * 20)
 
 
 @pytest.mark.transports("shm")

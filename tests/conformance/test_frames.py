@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,24 @@ def test_a_slice_does_not_send_what_it_leaves_out(client: fastplug.Client, frame
     before = client.stats()["copied_bytes"]
     assert frames.table(big.slice(500_000, 100)).num_rows == 100
     assert client.stats()["copied_bytes"] - before < 20_000
+
+
+def test_a_mapped_file_of_arrow_is_read_where_it_lies(client: fastplug.Client, frames: Frames, transport: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.arrow"
+    n = 40_000  # the least buffer, of offsets, has more than 64 KiB
+    table = pa.table({"x": np.arange(float(n)), "s": [f"text {i}" for i in range(n)], "small": np.zeros(n, np.uint8)})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pa.memory_map(str(path)) as source:
+        mapped = pa.ipc.open_file(source).read_all()
+    expected = {"shm": 1, "socket": 4, "inproc": 4}[transport] if transport != "grpc" else None  # 40 kB are copied
+    for sent in (mapped, mapped.slice(0, n - 5)):
+        before = client.stats()
+        assert frames.rows(sent) == [sent.num_rows, float(n - 6 if sent is not mapped else n - 1)]
+        after = client.stats()
+        if expected is not None:
+            assert after["copies"] - before["copies"] == expected
+    assert frames.table(mapped).equals(table)
 
 
 def test_received_tables_outlive_the_plugin(transport: str) -> None:

@@ -14,7 +14,7 @@ from fastplug import dtypes
 from fastplug._wire import Decoder, Encoder, compile_node
 from fastplug.annotation import Kind, TypeNode
 from fastplug.errors import RemoteProtocolError
-from fastplug.shm import _ndarray
+from fastplug.shm import _ndarray, files
 
 FLOATS = TypeNode(Kind.ARRAY, dtype="float64")
 RECORD = np.dtype([("a", "f8"), ("b", "M8[ns]", (2,)), ("c", "U3")])
@@ -169,7 +169,8 @@ def check_home(rng: random.Random) -> None:
 def check_files(rng: random.Random) -> None:
     """What names a file ends in that file, wholly inside of it, or is refused."""
     host, plugin = two_ends()
-    host.port.names_files = plugin.port.opens_files = True
+    host.port.naming = files.Naming()
+    plugin.port.opens_files = True
     with tempfile.NamedTemporaryFile() as file:
         file.write(bytes(range(256)) * 1024)
         file.flush()

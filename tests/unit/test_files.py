@@ -18,6 +18,7 @@ from fastplug._wire import Decoder, Encoder
 from fastplug.errors import RemoteProtocolError
 from fastplug.shm import files
 from fastplug.shm._ndarray import InlineArrays
+from fastplug.shm._segment import Segment
 
 N = 20_000
 FILE = 4
@@ -45,10 +46,12 @@ def ends(array: Array) -> tuple[Any, int, int]:
 @pytest.fixture
 def wires() -> Iterator[Wires]:
     host, plugin = two_ends()
-    host.port.names_files = plugin.port.opens_files = True
+    host.port.naming = files.Naming()
+    plugin.port.opens_files = True
     yield Wires(host, plugin)
     for end in (host, plugin):
-        end.close()
+        if vars(end):
+            end.close()
 
 
 VIEWS: dict[str, Callable[[Array], Array]] = {
@@ -85,11 +88,14 @@ def test_the_file_is_read_and_not_a_copy(wires: Wires, path: Path) -> None:
 
 def test_one_mapping_for_all_pieces_and_none_when_they_are_gone(wires: Wires, path: Path) -> None:
     sent = over(path)
-    one, other = (wires.decoded(wires.encoded(part, ANY), ANY) for part in (sent, sent[5000:]))
+    frames = [wires.encoded(part, ANY) for part in (sent, sent[5000:])]
+    wires.host.close()  # what it has named stays mapped here until the frame is consumed
+    del sent
+    one, other = (wires.decoded(frame, ANY) for frame in frames)
     assert np.shares_memory(one, other)
     count = str(path)
     assert count in Path("/proc/self/maps").read_text()
-    del sent, one, other
+    del one, other
     gc.collect()
     assert count not in Path("/proc/self/maps").read_text()
 
@@ -149,7 +155,7 @@ def test_a_shortened_file_is_not_named(path: Path) -> None:
 
 def test_only_who_may_names_and_opens(wires: Wires, path: Path) -> None:
     data = wires.encoded(over(path), ANY)
-    wires.host.port.names_files = False
+    wires.host.port.naming = None
     assert wires.encoded(over(path), ANY)[1] != FILE
     with pytest.raises(RemoteProtocolError, match="none may be named"):  # the plugin to the host
         Decoder(wires.host.port).decode(ANY, data)
@@ -203,6 +209,95 @@ def test_what_changed_on_the_way_is_not_opened(wires: Wires, path: Path, change:
     with keeper, pytest.raises(RemoteProtocolError, match="the host names") as caught:
         wires.decoded(data, ANY)
     assert len(str(caught.value)) < 1000
+
+
+class Asked:
+    """What a plugin that cannot open a file asks, answered by the host's own hand."""
+
+    def __init__(self, naming: files.Naming, part_bytes: int) -> None:
+        self.naming, self.part_bytes = naming, part_bytes
+        self.answers: list[bytes | None] = []
+
+    def __call__(self, device: int, inode: int, start: int, end: int, why: Exception) -> Segment:
+        found = Segment.private(end - start)
+        for offset in range(start, end, self.part_bytes):
+            data = self.naming.part(device, inode, offset, min(self.part_bytes, end - offset))
+            self.answers.append(data)
+            found.write(offset - start, data or b"")
+        return found
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("change", [Path.unlink, swapped])
+def test_what_cannot_be_opened_is_fetched(wires: Wires, path: Path, name: str, change: Callable[[Path], Any]) -> None:
+    naming = wires.host.port.naming
+    assert naming is not None
+    wires.plugin.borrowed.fetch_file = Asked(naming, 50_000)
+    sent = VIEWS[name](over(path))
+    data = wires.encoded(sent, ANY)
+    with path.open("rb"):  # the inode's number is not given to a new file
+        change(path)
+        got = wires.decoded(data, ANY)
+    assert got.tobytes() == sent.tobytes()
+    assert (got.dtype, got.strides) == (sent.dtype, sent.strides)
+    assert not got.flags.writeable
+    assert (wires.plugin.port.copies, wires.plugin.port.copied_bytes) == (1, sent.nbytes)
+
+
+def test_only_what_was_named_is_given(wires: Wires, path: Path) -> None:
+    naming = wires.host.port.naming
+    assert naming is not None
+    sent = over(path)
+    data = wires.encoded(sent[1000:9500], ANY)
+    status = path.stat()
+    start = 8000
+    assert data[1] == FILE
+    assert naming.part(status.st_dev, status.st_ino, start, 68_000) == sent[1000:9500].tobytes()
+    for device, inode, offset, count in (
+        (status.st_dev, status.st_ino, start - 1, 10),
+        (status.st_dev, status.st_ino, start, 68_001),
+        (status.st_dev, status.st_ino + 1, start, 10),
+        (status.st_dev + 1, status.st_ino, start, 10),
+    ):
+        assert naming.part(device, inode, offset, count) is None
+    wires.host.close()  # nothing is under way any more
+    assert naming.part(status.st_dev, status.st_ino, start, 10) is None
+
+
+def test_a_file_shortened_meanwhile_ends_nobody(wires: Wires, path: Path) -> None:
+    naming = wires.host.port.naming
+    assert naming is not None
+    asked = wires.plugin.borrowed.fetch_file = Asked(naming, 64 * 1024)
+    data = wires.encoded(over(path), ANY)
+    os.truncate(path, 0)
+    wires.decoded(data, ANY)
+    assert not any(asked.answers)
+
+
+def test_a_refused_file_is_copied_and_after_many_every_one(wires: Wires, path: Path) -> None:
+    naming = wires.host.port.naming
+    assert naming is not None
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    naming.refuse(path.stat().st_dev, path.stat().st_ino)
+    assert wires.encoded(over(path), ANY)[1] != FILE
+    assert wires.encoded(over(other), ANY)[1] == FILE
+    for number in range(files.REFUSED_MAX):
+        naming.refuse(1, number)
+    assert wires.encoded(over(other), ANY)[1] != FILE
+
+
+def test_asking_for_one_mapping_finds_what_the_whole_map_says(path: Path) -> None:
+    arrays = [over(path, "r"), over(path, "r+"), over(path, "c"), np.ones(N), anonymous(path)]
+    for array in arrays:
+        address = array.__array_interface__["data"][0]
+        try:
+            found = files.queried(address)
+        except NotImplementedError:
+            pytest.skip("this kernel cannot be asked for one mapping")
+        assert found == files.read_in_maps(address)
+    assert files.queried(arrays[0].__array_interface__["data"][0]) is not None
+    assert files.queried(4096) is None  # nothing is mapped there
 
 
 def test_a_place_is_the_same_for_processes_that_see_the_same_files() -> None:

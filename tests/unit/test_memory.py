@@ -237,7 +237,8 @@ def test_a_lost_table_is_asked_for_when_slots_run_out(joined: Joined) -> None:
         (Message.LOST, {"table": 0}),
         (Message.LOST, {"table": 1}),
         (Message.LOST, {}),
-        (Message.BYTES, {"segment": 0, "offset": True}),
+        (Message.LOST, {"device": 1, "inode": -1}),
+        (Message.FETCH, {"device": 1, "inode": 1, "offset": 0, "bytes": 1}),
     ],
 )
 def test_what_may_not_be_asked_for(joined: Joined, kind: Message, body: dict[str, Any]) -> None:

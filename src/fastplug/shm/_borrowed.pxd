@@ -15,6 +15,7 @@ cdef class Borrowed:
     cdef object more_slots              # callable() or None: announces a further table to the peer
     cdef object missing                 # callable(segment_id) -> None: reads the control socket for a segment that a frame names
     cdef object fetch                   # callable(segment_id, start, end) -> private Segment, or None: what a lost segment has there
+    cdef public object fetch_file       # callable(device, inode, start, end, why) -> private Segment, or None: a named file that cannot be opened
     cdef dict lost                      # id -> bytes, of segments that were announced and could not be mapped
     cdef uint64_t taken                 # leases ever taken
     cdef public object lent_on          # the Arena whose peers may see this one's memory too, or None

@@ -13,6 +13,7 @@ TABLE_SLOTS: Final[int]
 @disjoint_base
 class Borrowed:
     lent_on: Arena | None
+    fetch_file: Callable[[int, int, int, int, Exception], Segment] | None
     private_copies: int
     @property
     def peer(self) -> str: ...

@@ -126,7 +126,7 @@ cdef class Borrowed:
         self.tables = []
         self.first_table, self.first_slots = None, 0
         self.lost = {}
-        self.missing = self.more_slots = self.fetch = None
+        self.missing = self.more_slots = self.fetch = self.fetch_file = None
 
     cdef int find(self, Lease lease, uint64_t segment_id) except -1:
         cdef Segment segment

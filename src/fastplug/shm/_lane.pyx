@@ -156,7 +156,8 @@ cdef class Lane(Link):
             self.tail += pad
             index = 0
         memcpy(self.out_ring + index, header, HEADER_BYTES)
-        memcpy(self.out_ring + index + HEADER_BYTES, payload, header.size)
+        if header.size:                 # without a payload there may be no address
+            memcpy(self.out_ring + index + HEADER_BYTES, payload, header.size)
         if FP_DEBUG:
             fp_point("frame written, not published")
         self.tail += need

@@ -9,7 +9,9 @@ import mmap
 import numpy as np
 
 cimport numpy as cnp
+from cpython.buffer cimport PyBUF_READ
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
 from libc.stdint cimport INT64_MAX, int64_t, intptr_t, uint32_t, uint64_t
@@ -111,7 +113,7 @@ cdef class ArenaArrays(Described):
             n = self.put_strings(enc, array, text)
         elif n < _INLINE_BYTES:
             self.put_inline(enc, array, text)
-        elif self._put_reference(enc, array, text) or (self.port.names_files and PyArray_BASE(array) != NULL and self._put_file(enc, array, text)):
+        elif self._put_reference(enc, array, text) or (self.port.naming is not None and PyArray_BASE(array) != NULL and self._put_file(enc, array, text)):
             return 0
         else:
             self._refuse_copy(n)
@@ -204,7 +206,7 @@ cdef class ArenaArrays(Described):
         owner = _foreign_owner(array)
         if owner is None:
             return False
-        found = files.named(owner, data + low, data + high)
+        found = self.port.naming.named(owner, data + low, data + high)
         if found is None:
             return False
         place.device = found.device
@@ -212,6 +214,10 @@ cdef class ArenaArrays(Described):
         place.offset = found.offset + (data - <uint64_t>found.address)
         path = found.path
         n = <uint32_t>len(path)
+        # A peer that cannot open it asks for the bytes: they stay until the frame is consumed, as what goes home does.
+        view = PyMemoryView_FromMemory(<char*>(data + low), high - low, PyBUF_READ)
+        self.port.lane.hold(self.port.naming.reading(found, place.offset + low, view, array))
+        self.port.named += 1
         put_head(enc, array, text, FORM_FILE, order_of(array))
         memcpy(enc.take(sizeof(FilePlace)), &place, sizeof(FilePlace))
         memcpy(enc.take(4), &n, 4)
@@ -230,10 +236,27 @@ cdef class ArenaArrays(Described):
             raise RemoteProtocolError("an array came by the name of a file, where none may be named")
         if not it.nbytes:
             raise RemoteProtocolError("an array without bytes came by the name of a file")
-        whole = np.frombuffer(files.mapped(place.device, place.inode, path, place.offset + it.high), np.uint8)
+        try:
+            whole = np.frombuffer(files.mapped(place.device, place.inode, path, place.offset + it.high), np.uint8)
+        except RemoteProtocolError as error:
+            if self.port.borrowed.fetch_file is None:
+                raise
+            return self._fetched_file(it, &place, error)
         _inside(it, place.offset, 0, cnp.PyArray_NBYTES(whole))
         return view_of(it.descr, it.head.ndim, it.shape, it.strides if it.head.order == ORDER_STRIDED else NULL,
                        <unsigned char*>cnp.PyArray_DATA(whole) + place.offset, it.head.order, whole, False)
+
+    cdef object _fetched_file(self, Description it, FilePlace* place, object why):
+        """The file cannot be opened here: the bytes of the array, asked for one after another."""
+        cdef Segment own
+        cdef uint64_t start = place.offset + it.low
+        if <uint64_t>(-it.low) > place.offset:
+            raise RemoteProtocolError(f"an array at {place.offset}, from {it.low} to {it.high}, lies in front of its file")
+        own = self.port.borrowed.fetch_file(place.device, place.inode, start, place.offset + it.high, why)
+        self.port.copies += 1
+        self.port.copied_bytes += it.nbytes
+        return view_of(it.descr, it.head.ndim, it.shape, it.strides if it.head.order == ORDER_STRIDED else NULL,
+                       own.base + (place.offset - start), it.head.order, own, False)
 
     cdef int _put_copy(self, Encoder enc, cnp.ndarray array, bytes text) except -1:
         """One copy, into a block of our arena."""

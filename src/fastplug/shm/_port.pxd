@@ -15,7 +15,7 @@ cdef class ArenaPort(ArrayPort):
     cdef readonly Borrowed borrowed
     cdef readonly Lane lane
     cdef readonly bint strict           # CopyRequired instead of a copy
-    cdef public bint names_files        # arrays over mapped files go by name: the peer can open them
+    cdef public object naming           # files.Naming: arrays over mapped files go by name, as the peer can open them; None: they do not
     cdef public bint opens_files        # the peer may name files
     cdef ArrayPort arrays               # _ndarray.ArenaArrays
     cdef ArrayPort _arrays(self)

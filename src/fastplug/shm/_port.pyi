@@ -5,10 +5,11 @@ from fastplug.shm._arena import Arena
 from fastplug.shm._borrowed import Borrowed
 from fastplug.shm._lane import Lane
 from fastplug.shm._loans import Ledger
+from fastplug.shm.files import Naming
 
 @disjoint_base
 class ArenaPort(ArrayPort):
-    names_files: bool
+    naming: Naming | None
     opens_files: bool
     @property
     def arena(self) -> Arena: ...

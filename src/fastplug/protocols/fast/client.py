@@ -111,7 +111,8 @@ class FastClient:
         if self._memory is not None:
             assert self._memory.lane is not None
             assert self._memory.port is not None
-            self._memory.port.names_files = "files" in answer and answer["files"] == files.place()
+            if "files" in answer and answer["files"] == files.place():
+                self._memory.name_files()
             self._caller = self._connect(self._memory.lane, self._memory.port, 0)
         else:
             assert data is not None

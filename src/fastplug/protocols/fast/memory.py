@@ -6,6 +6,7 @@ import base64
 import contextlib
 import logging
 import select
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from fastplug.shm._loans import TABLE_SLOTS, Ledger
 from fastplug.shm._port import ArenaPort
 from fastplug.shm._segment import MAX_SEGMENT_BYTES, Segment
 from fastplug.shm.budget import budget_bytes
+from fastplug.shm.files import Naming
 
 __all__ = ["PeerLeft", "SharedMemory"]
 
@@ -83,8 +85,9 @@ class SharedMemory:
         self._lane_segment: Segment | None = _lane.create_segment()
         self.borrowed = Borrowed(peer, self._missing, self._more_slots, self._fetch)
         self._tables: list[Segment] = [self.borrowed.make_table()]
-        self._fetched: dict[tuple[int, int], bytes] = {}
-        self._wanted: tuple[int, int] | None = None
+        self._fetching = threading.Lock()
+        self._wanted: Body | None = None  # what the answer to the FETCH under way says of itself
+        self._fetched: bytes | None = None
         self._table_lost = False
         self._asked: set[int] = set()  # segments whose LOST is not answered yet
         self.ledger: Ledger | None = None
@@ -125,9 +128,21 @@ class SharedMemory:
         (theirs,) = _attached(body, fds, {"bytes": 1 << 30})
         lane = _lane.Lane(mine, theirs, self._slice_ns, self.lane)
         port = ArenaPort(self.arena, self.ledger, self.borrowed, lane, self._strict)
-        port.names_files = self.port is not None and self.port.names_files
+        if self.port is not None:
+            port.naming, port.opens_files = self.port.naming, self.port.opens_files
         self._further.append(port)
         return lane, port
+
+    def name_files(self) -> None:
+        """The peer opens files: arrays over mapped ones go to it by name. After ``accept``."""
+        assert self.port is not None
+        self.port.naming = Naming()
+
+    def open_files(self) -> None:
+        """The peer may name files. After ``accept``."""
+        assert self.port is not None
+        self.port.opens_files = True
+        self.borrowed.fetch_file = self._fetch_file
 
     def _announce(self, segment_id: int, segment: Segment | None) -> None:
         """Before a frame names a new segment; None: it will be named no more."""
@@ -172,57 +187,81 @@ class SharedMemory:
     # -- what was lost on the way (wire.md, "Lost descriptors")
 
     def _fetch(self, segment_id: int, start: int, end: int) -> Segment:
-        """[start, end) of a segment of the peer that is not mapped here, in private memory. One caller at a time: calls take turns."""
+        """[start, end) of a segment of the peer that is not mapped here, in private memory."""
+        found = self._fetched_range({"segment": segment_id}, start, end)
+        # Each LOST is answered: a second one, or one for a segment that came meanwhile, would have it announced twice.
+        if segment_id not in self._asked and segment_id in self.borrowed.lost_segments:
+            self._asked.add(segment_id)
+            self._tell_lost({"segment": segment_id})
+        return found
+
+    def _fetch_file(self, device: int, inode: int, start: int, end: int, why: Exception) -> Segment:
+        """The same of a file that the host named and that cannot be opened here. The host names it no more."""
+        if end - start > MAX_SEGMENT_BYTES:
+            raise RemoteProtocolError(f"{self.peer} names {end - start} bytes of a file") from why
+        found = self._fetched_range({"device": device, "inode": inode}, start, end)
+        self._tell_lost({"device": device, "inode": inode})
+        _log.warning("%s. What lies there is copied.", why)
+        return found
+
+    def _tell_lost(self, what: Body) -> None:
+        with contextlib.suppress(OSError):  # a peer that is gone need not know
+            self.control.send(Message.LOST, what)
+
+    def _fetched_range(self, what: Body, start: int, end: int) -> Segment:
         found = Segment.private(end - start)
         for offset in range(start, end, FETCH_BYTES):
             count = min(FETCH_BYTES, end - offset)
-            found.write(offset - start, self._fetch_part(segment_id, offset, count))
-        if segment_id not in self._asked:  # each LOST is answered: a second one would have the segment announced twice
-            self._asked.add(segment_id)
-            with contextlib.suppress(OSError):
-                self.control.send(Message.LOST, {"segment": segment_id})
+            with self._fetching:  # one question at a time: handlers may run on several threads
+                found.write(offset - start, self._fetch_part(what | {"offset": offset, "bytes": count}))
         return found
 
-    def _fetch_part(self, segment_id: int, offset: int, count: int) -> bytes:
+    def _fetch_part(self, asked: Body) -> bytes:
         poller = select.poll()
         poller.register(self.control.fileno(), select.POLLIN)
-        until, self._wanted = time.monotonic() + FETCH_TIMEOUT_S, (segment_id, offset)
+        until, count, data = time.monotonic() + FETCH_TIMEOUT_S, asked["bytes"], None
+        self._wanted = {key: asked[key] for key in asked if key != "bytes"}
         try:
-            self.control.send(Message.FETCH, {"segment": segment_id, "offset": offset, "bytes": count})
-            while self._wanted not in self._fetched:
+            self.control.send(Message.FETCH, asked)
+            while (data := self._fetched) is None:
                 if time.monotonic() > until:
-                    raise RemoteProtocolError(f"{self.peer} did not send a part of a lost memory segment within {FETCH_TIMEOUT_S:g} s")
+                    raise RemoteProtocolError(f"{self.peer} did not send a part of lost memory within {FETCH_TIMEOUT_S:g} s")
                 poller.poll(FETCH_LOOK_MS)  # the watcher's thread may have read the answer meanwhile
                 if not self.control.pump(self.handle):
                     break
         except OSError as error:
             raise PeerLeft(f"{self.peer} has closed the control socket") from error
         finally:
-            wanted, self._wanted = self._wanted, None
-        data = self._fetched.pop(wanted, None)
+            self._wanted = self._fetched = None
         if data is None:
             raise PeerLeft(f"{self.peer} has closed the control socket")
         if len(data) != count:
-            raise RemoteProtocolError(f"{self.peer} sent {len(data)} bytes of a lost memory segment instead of {count}")
+            raise RemoteProtocolError(f"{self.peer} sent {len(data)} bytes of lost memory instead of {count}")
         return data
 
     def _on_bytes(self, body: Body, fds: list[int]) -> None:
-        place = _count(body, "segment", 1 << 31), _count(body, "offset", MAX_SEGMENT_BYTES)
-        if place != self._wanted:  # nobody waits for it any more
+        data = body.pop("data", "")
+        if self._wanted is None or body != self._wanted:  # nobody waits for it any more
             return
         try:
-            self._fetched[place] = base64.b64decode(body.get("data", ""), validate=True)
+            self._fetched = base64.b64decode(data, validate=True)
         except (TypeError, ValueError) as error:
-            raise RemoteProtocolError(f"{self.peer} sent bytes of a memory segment that are no base64") from error
+            raise RemoteProtocolError(f"{self.peer} sent bytes of lost memory that are no base64") from error
 
     def _on_fetch(self, body: Body, fds: list[int]) -> None:
-        segment_id, offset = _count(body, "segment", 1 << 31), _count(body, "offset", MAX_SEGMENT_BYTES)
-        count = _count(body, "bytes", FETCH_BYTES)
-        segment = self.ledger.announced_segment(segment_id) if self.ledger is not None else None
-        if segment is None or offset + count > segment.bytes:
-            raise RemoteProtocolError(f"{self.peer} asks for {count} bytes at {offset} of segment {segment_id}, which it was not told of")
-        data = base64.b64encode(segment.read(offset, count)).decode()
-        self.control.send(Message.BYTES, {"segment": segment_id, "offset": offset, "data": data})
+        offset, count = _count(body, "offset", MAX_SEGMENT_BYTES), _count(body, "bytes", FETCH_BYTES)
+        what = {key: _count(body, key, (1 << 64) - 1) for key in (("segment",) if "segment" in body else ("device", "inode"))}
+        data = self._lent_part(what, offset, count)
+        if data is None:
+            raise RemoteProtocolError(f"{self.peer} asks for {count} bytes at {offset} of {what}, which it was not told of")
+        self.control.send(Message.BYTES, what | {"offset": offset, "data": base64.b64encode(data).decode()})
+
+    def _lent_part(self, what: Body, offset: int, count: int) -> bytes | None:
+        if "segment" not in what:
+            naming = self.port.naming if self.port is not None else None
+            return naming.part(what["device"], what["inode"], offset, count) if naming is not None else None
+        segment = self.ledger.announced_segment(what["segment"]) if self.ledger is not None else None
+        return segment.read(offset, count) if segment is not None and offset + count <= segment.bytes else None
 
     def _on_lost(self, body: Body, fds: list[int]) -> None:
         if "table" in body:
@@ -230,6 +269,11 @@ class SharedMemory:
             if index == 0:
                 raise RemoteProtocolError(f"{self.peer} lost the table that it got with HELLO")
             self._send_table(index)
+            return
+        if "inode" in body:
+            device, inode = (_count(body, key, (1 << 64) - 1) for key in ("device", "inode"))
+            if self.port is not None and self.port.naming is not None:
+                self.port.naming.refuse(device, inode)
             return
         segment_id = _count(body, "segment", 1 << 31)
         segment = self.ledger.announced_segment(segment_id) if self.ledger is not None else None

@@ -96,7 +96,8 @@ class FastServer:
             more, own = memory.hello()
             here = files.place()
             if here is not None:
-                more["files"], memory.port.opens_files = here, True
+                more["files"] = here
+                memory.open_files()
             self._memory = memory
             self._serve_lanes(Server(memory.lane, memory.port, served_by), served_by)
             self._control.send(Message.HELLO, answer | more, own)
