@@ -74,7 +74,8 @@ cdef bytes joined(const iovec* parts, int count):
     cdef bytes made = PyBytes_FromStringAndSize(NULL, n)
     cdef char* at = PyBytes_AS_STRING(made)
     for i in range(count):
-        memcpy(at, parts[i].iov_base, parts[i].iov_len)
+        if parts[i].iov_len:            # without a payload there may be no address
+            memcpy(at, parts[i].iov_base, parts[i].iov_len)
         at += parts[i].iov_len
     return made
 
