@@ -329,6 +329,13 @@ cdef class Link:
     cdef int consumed(self) except -1:
         return 0
 
+    def await_stirs(self):
+        """Before the first receive, of whoever will be stirred."""
+
+    def stir(self):
+        """Any thread: whoever waits for a frame stops waiting once, as if the time were up. True: it may sleep all the same; ask again."""
+        return False
+
 
 cdef class HandoverLink(Link):
     cdef int send_encoded(self, FrameHeader* header, Encoder enc, int64_t until_ns) except -1:

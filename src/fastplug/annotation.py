@@ -138,7 +138,6 @@ _KEY_KINDS = frozenset(
 ARROW_CLASSES = ("Array", "ChunkedArray", "RecordBatch", "Table")
 
 _STREAM = "a stream is a whole result or a whole parameter, never part of one; write list[...] here"
-_ASYNC_STREAM = "write Iterator[...]: what a call returns can be iterated with `async for` as well"
 _CALLBACK = "a callback is a whole parameter (or an Optional one), never part of a value and never a result"
 _MORE_THAN_NONE = "write Generator[T, None, None] or Iterator[T]: a stream has no way back, and ends without a value"
 _USE_LIST = "write list[...] (or tuple[T, ...]) instead"
@@ -154,11 +153,11 @@ _INSTEAD = {
     "Callable": _CALLBACK,
     "Iterator": _STREAM,
     "Generator": _STREAM,
-    "AsyncIterator": _ASYNC_STREAM,
-    "AsyncIterable": _ASYNC_STREAM,
-    "AsyncGenerator": _ASYNC_STREAM,
-    "Awaitable": "declare the method with its plain result",
-    "Coroutine": "declare the method with its plain result",
+    "AsyncIterator": _STREAM,
+    "AsyncIterable": _STREAM,
+    "AsyncGenerator": _STREAM,
+    "Awaitable": "declare the method with `async def` and its plain result",
+    "Coroutine": "declare the method with `async def` and its plain result",
     "Mapping": _USE_DICT,
     "MutableMapping": _USE_DICT,
     "Sequence": _USE_LIST,
@@ -181,7 +180,15 @@ _INSTEAD = {
 }
 
 # One canonical form; a Generator that sends or returns something is more than that.
-_STREAMS = (collections.abc.Iterator, collections.abc.Iterable, collections.abc.Generator)
+# Which side iterates with `async for` is its own business.
+_STREAMS = (
+    collections.abc.Iterator,
+    collections.abc.Iterable,
+    collections.abc.Generator,
+    collections.abc.AsyncIterator,
+    collections.abc.AsyncIterable,
+    collections.abc.AsyncGenerator,
+)
 
 _FALLBACK = "use a type of the table in docs/wire.md; for a structure of your own, a dataclass"
 

@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from fastplug.config import (
     DEFAULT_HANDSHAKE,
@@ -242,7 +242,11 @@ def serve_mux(plugins: Mapping[str, ServeConfig | Callable[[], object]]) -> None
         chosen()
 
 
-def submit(method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+@overload
+def submit(method: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+@overload
+def submit(method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+def submit(method: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> Call[Any]:
     """Starts a call and does not wait for it: many may be under way on one handle.
 
     Args:
@@ -254,13 +258,25 @@ def submit(method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Call[R]
     Raises:
         ConfigError: ``method`` is something else. ArgumentError, DeadlineExceeded, Closed, PluginDied: nothing was sent.
     """
-    made: Call[R] = _remote(method, "submit").submit(args, kwargs)
+    made: Call[Any] = _remote(method, "submit").submit(args, kwargs)
     return made
 
 
-def map(  # noqa: A001  the word of the field
+@overload
+def map(  # noqa: A001  as below
+    method: Callable[..., Coroutine[Any, Any, R]],
+    *iterables: Iterable[Any],
+    in_flight: int = 64,
+    ordered: bool = True,
+    on_error: OnError = "cancel",
+) -> Iterator[R]: ...
+@overload
+def map(  # noqa: A001  as below
     method: Callable[..., R], *iterables: Iterable[Any], in_flight: int = 64, ordered: bool = True, on_error: OnError = "cancel"
-) -> Iterator[R]:
+) -> Iterator[R]: ...
+def map(  # noqa: A001  the word of the field
+    method: Callable[..., Any], *iterables: Iterable[Any], in_flight: int = 64, ordered: bool = True, on_error: OnError = "cancel"
+) -> Iterator[Any]:
     """As the builtin ``map``, with up to ``in_flight`` calls under way.
 
     Args:

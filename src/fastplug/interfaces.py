@@ -15,7 +15,17 @@ from fastplug.annotation import INTERFACE_ATTRIBUTE, MISSING, Kind, Missing, Typ
 from fastplug.errors import ConfigError, RemoteProtocolError
 from fastplug.signature import checked_description, describe, describe_interface, is_interface_name, method_text
 
-__all__ = ["Interface", "Method", "Parameter", "check_implementation", "interface", "interface_of", "interfaces_of", "optional"]
+__all__ = [
+    "Interface",
+    "Method",
+    "Parameter",
+    "check_implementation",
+    "interface",
+    "interface_of",
+    "interfaces_of",
+    "is_asynchronous",
+    "optional",
+]
 
 _C = TypeVar("_C", bound=type)
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -37,7 +47,10 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Method:
-    """One method: ``index`` in the interface, ``parameters`` in order, ``returns``, and ``signature`` without self."""
+    """One method: ``index`` in the interface, ``parameters`` in order, ``returns``, and ``signature`` without self.
+
+    ``asynchronous``: it is declared ``async def``, so that a handle's method gives something to await. It says nothing of the plugin.
+    """
 
     name: str
     index: int
@@ -46,6 +59,7 @@ class Method:
     optional: bool
     doc: str | None
     signature: inspect.Signature
+    asynchronous: bool = False
 
     @property
     def has_references(self) -> bool:
@@ -146,8 +160,6 @@ class _Declaration:
         if not isinstance(member, types.FunctionType | type):
             what = f"a {type(member).__name__}" if isinstance(member, property | classmethod | staticmethod) else "an attribute"
             raise ConfigError(f"{where} is {what}; an interface has plain methods only: make it a method, or start its name with _")
-        if inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member):
-            raise ConfigError(f"{where} is async; declare it with plain def: callers wait for its result, or await fastplug.submit(...)")
 
     def method(self, name: str, index: int, function: types.FunctionType, owner: type) -> Method:
         where = f"{self.name}.{name}"
@@ -165,8 +177,12 @@ class _Declaration:
         streams = [parameter.name for parameter in parameters if parameter.node.kind is Kind.STREAM]
         if len(streams) > 1:
             raise ConfigError(f"{where} takes the streams {' and '.join(streams)}; a method takes one at most: make it a stream of tuples")
+        asynchronous = inspect.iscoroutinefunction(function)
+        if asynchronous and returns.kind is Kind.STREAM:
+            raise ConfigError(f"{where} is async and returns a stream, which is there at once; declare it with plain def")
         doc = inspect.cleandoc(function.__doc__) if function.__doc__ else None
-        return Method(name, index, parameters, returns, bool(getattr(function, _OPTIONAL, False)), doc, whole.replace(parameters=others))
+        optional = bool(getattr(function, _OPTIONAL, False))
+        return Method(name, index, parameters, returns, optional, doc, whole.replace(parameters=others), asynchronous)
 
     def parameter(self, p: inspect.Parameter, where: str, globalns: dict[str, Any], localns: Mapping[str, Any]) -> Parameter:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
@@ -219,6 +235,11 @@ def interfaces_of(implementation: object) -> list[Interface]:
     return [vars(base)[_ATTRIBUTE] for base in cls.__mro__ if _ATTRIBUTE in vars(base)]
 
 
+def is_asynchronous(function: object) -> bool:
+    """Whether a handler runs on an event loop: it is made by ``async def``."""
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
 def check_implementation(implementation: object, interface: Interface) -> tuple[Method, ...]:
     """The methods of ``interface`` that an object, or a class, implements: all of them but optional ones it lacks.
 
@@ -258,10 +279,11 @@ def _fault(implementation: object, method: Method) -> str | None:
     function = getattr(implementation, method.name)
     if not callable(function):
         return f"{method.name} is no method but {type(function).__name__}"
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        return f"{method.name} is async; it must return its result"
-    if inspect.isgeneratorfunction(function) and method.returns.kind is not Kind.STREAM:
+    stream = method.returns.kind is Kind.STREAM
+    if (inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)) and not stream:
         return f"{method.name} is a generator; it must return its result"
+    if inspect.iscoroutinefunction(function) and stream:
+        return f"{method.name} is a coroutine; a stream comes from a generator, `async def` with yield"
     try:
         signature = inspect.signature(function)
     except ValueError:  # a builtin that does not tell: the first call will

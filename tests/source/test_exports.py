@@ -17,7 +17,7 @@ from tests.source import tree
 _DESCRIPTION = "what protocols are made from; users meet the class that they decorated"
 KEPT_INSIDE: dict[str, dict[str, str]] = {
     "fastplug.interfaces": dict.fromkeys(
-        ("Interface", "Method", "Parameter", "check_implementation", "interface_of", "interfaces_of"), _DESCRIPTION
+        ("Interface", "Method", "Parameter", "check_implementation", "interface_of", "interfaces_of", "is_asynchronous"), _DESCRIPTION
     ),
     "fastplug.plugin": dict.fromkeys(("made_servicer", "served_interfaces", "set_up"), _DESCRIPTION),
     "fastplug.life": dict.fromkeys(("REAP_TIMEOUT_S", "PluginLife", "live"), "the base of Client, and what it registers with"),

@@ -157,16 +157,12 @@ class DoublyStarred(Protocol):
     def f(self, **xs: int) -> int: ...
 
 
-class Async(Protocol):
-    async def f(self) -> int: ...
+class AsyncStream(Protocol):
+    async def f(self) -> Iterator[int]: ...
 
 
 class Nested(Protocol):
     def f(self) -> Iterator[Iterator[int]]: ...
-
-
-class Asynchronous(Protocol):
-    def f(self) -> AsyncIterator[int]: ...
 
 
 class TwoStreams(Protocol):
@@ -241,9 +237,8 @@ class GenericProtocol(Protocol[T]):  # type: ignore[misc]
         (NoSelf, r"acme\.test/1\.f has no self"),
         (Starred, r"acme\.test/1\.f, parameter xs: .* list\[\.\.\.\]"),
         (DoublyStarred, r"acme\.test/1\.f, parameter xs: .* dataclass"),
-        (Async, r"acme\.test/1\.f is async"),
+        (AsyncStream, r"acme\.test/1\.f is async and returns a stream"),
         (Nested, r"acme\.test/1\.f, result, item: .* a stream is a whole result"),
-        (Asynchronous, r"acme\.test/1\.f, result: .* `async for`"),
         (TwoStreams, r"acme\.test/1\.f takes the streams x and y"),
         (DefaultStream, r"acme\.test/1\.f, parameter x: a stream has no default"),
         (Answering, r"acme\.test/1\.f, result: .* never a result"),
@@ -409,8 +404,8 @@ class OtherKeyword:
 
 
 class AsyncF:
-    async def f(self, a: int, b: int = 1, *, c: int) -> int:
-        raise NotImplementedError
+    async def f(self, a: int, b: int = 1, *, c: int) -> AsyncIterator[int]:
+        yield 1
 
 
 class NoMethod:
@@ -423,6 +418,40 @@ def test_an_implementation_must_take_the_parameters(cls: Any) -> None:
     for implementation in (cls, cls()):
         with pytest.raises(ConfigError, match=rf"{cls.__name__} does not implement acme\.api/1: f"):
             check_implementation(implementation, declared)
+
+
+class AsyncApi(Protocol):
+    async def one(self, n: int) -> int: ...
+    def many(self, values: AsyncIterator[int]) -> AsyncIterator[int]: ...
+
+
+class PlainApi(Protocol):
+    def one(self, n: int) -> int: ...
+    def many(self, values: Iterator[int]) -> Iterator[int]: ...
+
+
+def test_how_a_side_waits_is_no_part_of_an_interface() -> None:
+    class Plain:
+        def one(self, n: int) -> int: ...  # type: ignore[empty-body]
+        def many(self, values: Iterator[int]) -> Iterator[int]: ...  # type: ignore[empty-body]
+
+    class Awaiting:
+        async def one(self, n: int) -> int: ...  # type: ignore[empty-body]
+        async def many(self, values: AsyncIterator[int]) -> AsyncIterator[int]:
+            async for value in values:
+                yield value
+
+    class Coroutine(Awaiting):
+        async def many(self, values: AsyncIterator[int]) -> AsyncIterator[int]: ...  # type: ignore[empty-body, override]
+
+    awaited, plain = (interface_of(interface("acme.both/1")(cls)) for cls in (AsyncApi, PlainApi))
+    assert describe_interface(awaited) == describe_interface(plain)
+    assert [method.asynchronous for method in (*awaited.methods, *plain.methods)] == [True, False, False, False]
+    for declared in (awaited, plain):
+        for cls in (Plain, Awaiting):
+            assert len(check_implementation(cls(), declared)) == 2
+        with pytest.raises(ConfigError, match="many is a coroutine"):
+            check_implementation(Coroutine(), declared)
 
 
 def test_an_implementation_may_take_more_by_default() -> None:

@@ -18,6 +18,7 @@ cdef enum:
 cdef class SocketLink(Link):
     cdef object sock
     cdef int fd                         # -1 when closed
+    cdef int bell                       # an eventfd that wakes whoever waits for a frame; -1 when nobody will
     # How many frames went each way. Whoever is owed replies must be able to read while it waits to send.
     cdef uint64_t received
     cdef bytes rest                     # of a frame that was given up half-way; goes first, so that the peer finds the next one
@@ -41,5 +42,6 @@ cdef class SocketLink(Link):
     cdef int _take(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1
     cdef int _begin(self, Decoder dec, int64_t until_ns) except -1
     cdef Py_ssize_t _receive_some(self, void* target, size_t n, int64_t until_ns) except -1
+    cdef bint _was_stirred(self, int64_t wait_ns) except -1
     cdef bint _ready(self) noexcept
     cdef int _poll(self, short events, int64_t wait_ns) except -1

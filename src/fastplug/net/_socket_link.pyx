@@ -95,6 +95,7 @@ cdef class SocketLink(Link):
         cdef timeval slice
         self.sock = sock
         self.fd = sock.fileno()
+        self.bell = -1
         self.gathers = True
         self.backlog = collections.deque()
         sock.setblocking(True)
@@ -273,6 +274,8 @@ cdef class SocketLink(Link):
                 left = until_ns - fp_now_ns()
                 if left < _SLICE_NS:
                     flags |= MSG_DONTWAIT
+            if self.bell >= 0:
+                flags |= MSG_DONTWAIT
             with nogil:
                 got = recv(fd, target, n, flags)
                 error = errno
@@ -284,9 +287,21 @@ cdef class SocketLink(Link):
                 raise ended(error)
             PyErr_CheckSignals()
             if error == EAGAIN and flags & MSG_DONTWAIT:
-                if left <= 0:
+                if left <= 0 or self._was_stirred(left):
                     return 0
-                self._poll(POLLIN, left)
+
+    cdef bint _was_stirred(self, int64_t wait_ns) except -1:
+        """Waits until something can be received, or somebody stirs: whether it was that."""
+        cdef pollfd both[2]
+        cdef int wait_ms = <int>(min(wait_ns, _SLICE_NS) // 1_000_000 + 1)
+        both[0].fd, both[0].events = self.fd, POLLIN
+        both[1].fd, both[1].events, both[1].revents = self.bell, POLLIN, 0      # poll passes over a negative one
+        with nogil:
+            c_poll(both, 2, wait_ms)
+        if not both[1].revents:
+            return False
+        os.eventfd_read(self.bell)
+        return True
 
     cdef bint has_frame(self) except -1:
         return bool(self.backlog) or self.end > self.start or self._ready()
@@ -319,10 +334,23 @@ cdef class SocketLink(Link):
         """A shutdown wakes for good."""
         return False
 
+    def await_stirs(self) -> None:
+        """Before the first receive, of whoever will be stirred. Raises OSError."""
+        self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def stir(self) -> bool:
+        """Any thread: whoever waits for a frame stops waiting once, as if the time were up: there is something else to look at."""
+        if self.bell >= 0:
+            os.eventfd_write(self.bell, 1)
+        return False
+
     def close(self) -> None:
         """Closes the socket; nobody may be waiting. It is not shut down: a forked copy of it may be somebody else's."""
         self.fd = -1
         self.sock.close()
+        bell, self.bell = self.bell, -1
+        if bell >= 0:
+            os.close(bell)
 
     # -- faces for tests
 

@@ -19,8 +19,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-__all__ = ["NOT_RUNNING", "DumpWriter", "given_up", "process_state", "read_dump", "stack_of"]
+__all__ = ["NOT_RUNNING", "DumpWriter", "given_up", "process_state", "read_dump", "stack_of", "stack_of_task"]
 
 # A recursion of thousands of frames says what it says in the innermost ones.
 FRAMES_MAX = 100
@@ -41,11 +42,31 @@ def stack_of(frame: FrameType | None) -> str:
     return "".join(traceback.format_list(entries[first:] or entries))
 
 
-def given_up(thread: int, cancel: Callable[[], bool]) -> str:
-    """Cancels a call that ``thread`` runs or is to run (``cancel`` says which), and tells where that thread was before it heard of it."""
+def stack_of_task(made: Any, thread: int) -> str:
+    """The stack of a coroutine or an asynchronous generator, empty for None. On ``thread``, its loop's, it may run right now."""
+    frames: list[tuple[FrameType, int]] = []
+    while made is not None:
+        kind = next((kind for kind in ("cr", "ag", "gi") if hasattr(made, f"{kind}_frame")), "")
+        frame = getattr(made, f"{kind}_frame", None)
+        if frame is None:  # something in C that is awaited, or the end
+            break
+        frames.append((frame, frame.f_lineno))
+        inner = getattr(made, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
+        if inner is None and getattr(made, f"{kind}_running"):
+            return stack_of(sys._current_frames().get(thread))
+        made = inner
+    return "".join(traceback.format_list(traceback.StackSummary.extract(iter(frames))))
+
+
+def given_up(thread: int, cancel: Callable[[], bool], task: Callable[[], str] = str) -> str:
+    """Cancels a call that ``thread`` runs or is to run (``cancel`` says which), and tells where that thread was before it heard of it.
+
+    ``task`` says where the call is when it runs on an event loop instead, else nothing.
+    """
     frame = sys._current_frames().get(thread)
+    awaiting = task()
     runs = cancel()
-    return ("" if runs else NOT_RUNNING) + stack_of(frame)
+    return awaiting or ("" if runs else NOT_RUNNING) + stack_of(frame)
 
 
 class DumpWriter:

@@ -23,7 +23,10 @@ cdef class Activation:
     cdef unsigned long thread
     cdef Incoming feed                  # the stream that it takes, or None
     cdef bint feed_closed               # it wants no more of it
+    cdef bint close_told                # and the caller has been told so
     cdef Outgoing out                   # the stream that it returns, once there is one
+    cdef bint asynchronous              # its handler runs on the event loop
+    cdef object task                    # its _tasks.Running, once it does
     cdef int64_t until_ns               # the caller's deadline, 0 without one
     cdef dict metadata
     cdef object context                 # made when somebody asks for it
@@ -41,6 +44,7 @@ cdef class Asked:
 cdef class Input:
     # The stream that a method takes, as its handler has it.
     cdef Activation call
+    cdef bint over(self) except -1
 
 
 cdef class Activity(Asking):
@@ -67,9 +71,12 @@ cdef class Activity(Asking):
     cdef int nested(self) except -1
     cdef int let_go(self, Activation call) except -1
     cdef int open_stream(self, Activation call, object result) except -1
+    cdef int attend(self, Activation call) except -1
+    cdef int reply(self, Activation call) except -1
     cdef int advance(self, Activation call) except -1
     cdef int end_stream(self, Activation call, object error) except -1
     cdef int queue(self, Activation call) except -1
+    cdef bint goes_on(self, Activation call) except -1
     cdef int about(self, FrameHeader* header) except -1
     cdef int fed(self, FrameHeader* header, Activation call) except -1
     cdef int passed_over(self, FrameHeader* header) except -1

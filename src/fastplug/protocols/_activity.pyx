@@ -52,14 +52,10 @@ cdef class Input:
         cdef Incoming feed = call.feed
         cdef Activity server = call.server
         while not feed.values:
-            if call.feed_closed:
+            if self.over():
                 raise StopIteration
-            if feed.ended:
-                if feed.error is not None:
-                    raise feed.error
-                raise StopIteration
-            if call.given_up:
-                raise Cancelled(f"{call.codec.qualified}(): the caller has given the call up")
+            if call.asynchronous:
+                raise LocalProtocolError(f"{call.codec.qualified}(): an asynchronous handler takes its stream with `async for`")
             if call.thread != PyThread_get_thread_ident() or not call.running or server.sending:
                 raise LocalProtocolError(
                     f"{call.codec.qualified}(): the stream that a method takes is iterated on the thread of its handler, while that runs"
@@ -71,13 +67,46 @@ cdef class Input:
             server.credit(call.number, feed.grant())
         return value
 
+    cdef bint over(self) except -1:
+        """Whether there will be no further item. Raises how the stream failed."""
+        cdef Activation call = self.call
+        if call.feed_closed:
+            return True
+        if call.feed.ended:
+            if call.feed.error is not None:
+                raise call.feed.error
+            return True
+        if call.given_up:
+            raise Cancelled(f"{call.codec.qualified}(): the caller has given the call up")
+        return False
+
+    def __aiter__(self):
+        if not self.call.asynchronous:
+            raise LocalProtocolError(f"{self.call.codec.qualified}(): only asynchronous handlers take their stream with `async for`")
+        return self
+
+    async def __anext__(self):
+        cdef Activation call = self.call
+        while not call.feed.values:
+            if self.over():
+                raise StopAsyncIteration
+            expected = call.task.expect()
+            if not call.feed.values and not call.feed.ended:
+                await expected
+        value = call.feed.take()
+        if call.feed.taken >= GRANT_ITEMS:
+            call.task.notify()
+        return value
+
     def close(self) -> None:
         """Wants no more items: the caller's own generator ends. Idempotent."""
         cdef Activation call = self.call
         if not call.feed_closed:
             call.feed_closed = True
             call.feed.values.clear()
-            if call.thread == PyThread_get_thread_ident() and call.running and not call.feed.ended:
+            if call.asynchronous:
+                call.task.notify()
+            elif call.thread == PyThread_get_thread_ident() and call.running and not call.feed.ended:
                 call.server.signal(FRAME_CLOSE, call.number, NULL, 0, 0)
 
     def __repr__(self):
@@ -105,6 +134,9 @@ cdef class Activity(Asking):
         raise LocalProtocolError(f"{type(self).__name__} does not serve")
 
     cdef int finish(self, Activation call, int kind) except -1:
+        raise LocalProtocolError(f"{type(self).__name__} does not serve")
+
+    cdef int reply(self, Activation call) except -1:
         raise LocalProtocolError(f"{type(self).__name__} does not serve")
 
     cdef int pack_error(self, object error) except -1:
@@ -154,12 +186,12 @@ cdef class Activity(Asking):
         """Generators that have not come to their end are closed: their clean-up runs."""
         calls, self.active = list(self.active.values()), {}
         for call in calls:
-            (<Activation>call).given_up = True
-            if (<Activation>call).out is not None and not (<Activation>call).running:
-                try:
+            try:
+                (<Activation>call).give_up()
+                if (<Activation>call).out is not None and not (<Activation>call).running:
                     (<Activation>call).out.stop()
-                except Exception as error:      # there is nobody to tell but the log
-                    _log.error("the generator of %s() raised while it was closed", (<Activation>call).codec.qualified, exc_info=error)
+            except Exception as error:          # there is nobody to tell but the log
+                _log.error("the generator of %s() raised while it was closed", (<Activation>call).codec.qualified, exc_info=error)
 
     cdef int let_go(self, Activation call) except -1:
         self.active.pop(call.number, None)
@@ -180,11 +212,27 @@ cdef class Activity(Asking):
         self.active[call.number] = call
         return 0
 
+    cdef int attend(self, Activation call) except -1:
+        """Something has happened to an asynchronous handler: an item, the end; or it has taken of its stream."""
+        if self.active.get(call.number) is not call:
+            return 0                    # it has been answered meanwhile
+        call.task.told = False
+        if call.feed is not None and not call.feed.ended:
+            self.credit(call.number, call.feed.grant())
+            if call.feed_closed and not call.close_told:
+                call.close_told = True
+                self.signal(FRAME_CLOSE, call.number, NULL, 0, 0)
+        if call.out is None:
+            return self.reply(call) if call.task.done else 0
+        return self.queue(call)
+
     cdef int advance(self, Activation call) except -1:
-        """One item of a stream, or its end."""
+        """One item of a stream, or its end; or whatever an asynchronous handler tells of."""
         cdef FrameHeader header
         cdef Outgoing out = call.out
         cdef Py_ssize_t size
+        if call.asynchronous and (out is None or not out.queued):
+            return self.attend(call)
         out.queued = False
         if call.given_up:
             return self.end_stream(call, None)
@@ -261,10 +309,14 @@ cdef class Activity(Asking):
             if call.out is None:
                 raise RemoteProtocolError("the host gave credit for a stream that has not begun")
             call.out.granted(items)
+            if call.asynchronous:
+                call.task.granted(items)
         elif kind == FRAME_CLOSE or kind == FRAME_CANCEL:
             call.give_up()
         else:
             self.fed(header, call)
+            if call.asynchronous:
+                call.task.fed()
         return self.queue(call)
 
     cdef int queue(self, Activation call) except -1:
@@ -273,13 +325,17 @@ cdef class Activity(Asking):
         cdef Outgoing out = call.out
         if out is None or out.queued or call.running:
             return 0
-        if not call.given_up and (
-            not out.may_send() or call.feed is not None and not call.feed.values and not call.feed.ended and not call.feed_closed
-        ):
+        if not call.given_up and (not out.may_send() or not self.goes_on(call)):
             return 0
         out.queued = True
         self.streams.append(call)
         return 0
+
+    cdef bint goes_on(self, Activation call) except -1:
+        """Whether its next item comes without waiting, as far as can be told."""
+        if call.asynchronous:
+            return call.task.ready
+        return call.feed is None or bool(call.feed.values) or call.feed.ended or call.feed_closed
 
     cdef int fed(self, FrameHeader* header, Activation call) except -1:
         """An item of the stream that a call takes, or its end."""

@@ -27,6 +27,7 @@ from fastplug._wire import Unfit
 from fastplug.contexts import METADATA as _metadata
 from fastplug.deadlines import UNTIL_NS as _until_ns
 from fastplug.errors import Cancelled, DeadlineExceeded, PluginError, RemoteError, RemoteProtocolError
+from fastplug.protocols._drawn import drawn
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
@@ -70,7 +71,7 @@ cdef class HostReferences(References):
 
     cdef int put_stream(self, object value, Codec codec) except -1:
         try:
-            iterator = iter(value)
+            iterator = iter(value if hasattr(value, "__iter__") else drawn(value))
         except TypeError:
             raise Unfit(f"{type(value).__qualname__}, which cannot be iterated") from None
         self.call.feed = Outgoing(iterator, self.caller.stream_bytes)

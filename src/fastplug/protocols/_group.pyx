@@ -22,6 +22,11 @@ cdef class Group:
         self.servers = [first]
         self.lanes = Lanes(<Lane>first.link)
 
+    @property
+    def first(self) -> Server:
+        """Whose doorbell the serving thread sleeps on."""
+        return self.servers[0]
+
     def add(self, Server server not None) -> None:
         """Any thread: one more lane. The serving thread may sleep on the first one, so it is stirred."""
         cdef Server first = self.servers[0]

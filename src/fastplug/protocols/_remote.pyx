@@ -1,6 +1,7 @@
 """Methods as the user calls them, and what they give: ``Call`` for one under way, ``ResultStream``, ``Mapped``."""
 
 import collections
+import contextvars
 import threading
 import types
 
@@ -9,10 +10,11 @@ from libc.stdint cimport int64_t, uint64_t
 from fastplug._wire cimport FRAME_CANCEL, FRAME_CLOSE, MethodCodec
 from fastplug.protocols._call cimport Bound, Caller, caller_until
 from fastplug.protocols._pool cimport Pool
-from fastplug.protocols._streams cimport GRANT_ITEMS
+from fastplug.protocols._streams cimport GRANT_ITEMS, Outgoing
 from fastplug.protocols._turn cimport ANSWERED, FAILED, GIVEN_UP, PENDING, Pending
 
 from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded
+from fastplug.protocols._drawn import Drawn, drawn
 
 __all__ = ["Call"]        # what users name; the rest is for the protocols
 
@@ -175,11 +177,12 @@ cdef class Call(Pending):
     def end(self, error):
         """Gives the call up with this error, unless it is done."""
         if self.state == PENDING:
+            if self.number:             # first: an asynchronous handler that is told on the lane, too, would be gone when it is asked where it is
+                (<Caller>self.caller).tell_plugin(self.number, error)
             self.caller.give_up(self, FRAME_CANCEL)
             self.finish(GIVEN_UP, None)         # one that has not been sent, too
-            self.value = error
-            if self.number:
-                (<Caller>self.caller).tell_plugin(self.number, error)
+            if self.state == GIVEN_UP:
+                self.value = error
 
     def expire(self):
         """Its deadline is over."""
@@ -222,6 +225,7 @@ cdef Call fed_call(Remote method, tuple args, dict kwargs):
     cdef Caller caller = method.lane()
     caller.check_usable()
     call.caller, call.codec, call.until = caller, method.codec, caller_until()
+    args, kwargs = tuple(map(drawn, args)), {name: drawn(value) for name, value in kwargs.items()}
     call.fed = True
     call.waiter = threading.Lock()
     call.waiter.acquire()
@@ -234,7 +238,8 @@ cdef Call fed_call(Remote method, tuple args, dict kwargs):
             call.finish(FAILED, error)
         caller.run_finished()
 
-    threading.Thread(target=run, name=f"fastplug call {method.codec.qualified}", daemon=True).start()
+    variables = contextvars.copy_context()      # the caller's metadata
+    threading.Thread(target=variables.run, args=(run,), name=f"fastplug call {method.codec.qualified}", daemon=True).start()
     return call
 
 
@@ -265,7 +270,9 @@ cdef class ResultStream:
 
     async def __anext__(self):
         cdef bint found = False
-        if not self.closed and not self.look(fp_now_ns() + _POLL_NS):
+        feed = self.call.feed
+        drawing = feed is not None and isinstance((<Outgoing>feed).iterator, Drawn)     # the loop must go on meanwhile
+        if not self.closed and not self.look(1 if drawing else fp_now_ns() + _POLL_NS):
             import asyncio
 
             loop = asyncio.get_running_loop()

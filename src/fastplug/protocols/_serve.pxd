@@ -10,6 +10,8 @@ cdef class Served:
     # One method that is served.
     cdef MethodCodec codec
     cdef object function
+    cdef readonly bint asynchronous     # it runs on the event loop
+    cdef bint plain                     # neither that, nor has it streams and callbacks
     cdef int quick                      # how often in a row it was, at most QUICK_RUNS
 
 
@@ -24,6 +26,7 @@ cdef class Server(Activity):
     cdef list interfaces                # index -> list of Served
     cdef PluginReferences references
     cdef object ready                   # Activations whose handler has not been run: a deque
+    cdef readonly object tasks          # the event loop of the connection
     cdef readonly uint64_t calls
     # The call whose handler runs, for contexts and cancellation. A context is made when the handler, or a cancellation, asks for one.
     cdef readonly uint64_t running      # its id; 0 when none runs (ids start at random and 0 is never met)
@@ -41,5 +44,6 @@ cdef class Server(Activity):
     cdef Activation request(self, FrameHeader* header)
     cdef int plain(self, FrameHeader* header, Served served) except -1
     cdef int run_one(self, Activation call) except -1
+    cdef int launch(self, Activation call) except -1
     cdef int answer(self, FrameHeader* header, int kind) except -1
     cdef int tell_released(self) except -1

@@ -5,8 +5,8 @@ from typing_extensions import disjoint_base
 
 from fastplug._wire import ArrayPort, Link, MethodCodec, References
 from fastplug.contexts import Context
-from fastplug.protocols._activity import Activity
-from fastplug.protocols._callbacks import CallbackLine
+from fastplug.protocols._activity import Activation, Activity
+from fastplug.protocols._tasks import Tasks
 from fastplug.shm._port import ArenaPort
 
 NESTED_MAX: Final[int]
@@ -15,6 +15,8 @@ CANCELLED_MAX: Final[int]
 
 @disjoint_base
 class Served:
+    @property
+    def asynchronous(self) -> bool: ...
     def __init__(self, codec: MethodCodec, function: Callable[..., Any] | None) -> None: ...
 
 @disjoint_base
@@ -33,10 +35,14 @@ class Server(Activity):
         link: Link,
         port: ArrayPort,
         interfaces: Iterable[Sequence[tuple[MethodCodec, Callable[..., Any] | None]]],
-        line: CallbackLine | None = None,
+        first: Server | None = None,
     ) -> None: ...
+    @property
+    def tasks(self) -> Tasks | None: ...
     def run(self) -> None: ...
     def current_context(self) -> Context | None: ...
     def cancel(self, call: int) -> bool: ...
+    def task_stack(self, call: int) -> str: ...
+    def attend_to(self, call: Activation) -> bool: ...
 
 def serving_port() -> ArenaPort | None: ...

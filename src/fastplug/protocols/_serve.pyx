@@ -6,8 +6,9 @@ docs/decisions/2026-11-26-many-calls.md says why.
 """
 
 import collections
+import contextvars
+import functools
 import os
-import threading
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -18,11 +19,12 @@ from fastplug._wire cimport (
 )
 from fastplug.protocols._activity cimport Activation, Activity, Input
 from fastplug.protocols._callbacks cimport CallbackLine, target_of
-from fastplug.protocols._streams cimport Incoming
+from fastplug.protocols._streams cimport WINDOW_ITEMS, Incoming, Outgoing
 
 from fastplug._wire_words import Unbuilt
 from fastplug.contexts import CALLS, Context
 from fastplug.errors import Cancelled, Closed, RemoteProtocolError
+from fastplug.interfaces import is_asynchronous
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
@@ -46,14 +48,16 @@ cdef int64_t RELEASE_SLICE_NS = 500_000_000
 cdef int64_t QUICK_NS = 10_000
 cdef int QUICK_RUNS = 64
 
-# The port of the connection whose handler runs on this thread: fastplug.empty() makes its arrays there.
-_serving = threading.local()
+# The port of the connection whose handler runs on this thread, or in this task: fastplug.empty() makes its arrays there.
+_serving = contextvars.ContextVar("fastplug.serving", default=None)
 
 
 cdef class Served:
     def __init__(self, MethodCodec codec not None, function):
         self.codec = codec
         self.function = function
+        self.asynchronous = is_asynchronous(function)
+        self.plain = not codec.has_references and not self.asynchronous
 
 
 cdef class PluginReferences(References):
@@ -77,21 +81,29 @@ cdef class Server(Activity):
     Args:
         link, port: as for Caller.
         interfaces: one list per interface, of (MethodCodec, handler or None), in the order that was announced.
-        line: how callbacks reach the host when no call waits; one for all lanes of a connection.
+        first: the server of the connection's first lane, when this is a further one: lanes share an event loop, and how callbacks reach
+            the host when no call waits.
     """
 
-    def __init__(self, Link link not None, ArrayPort port not None, interfaces, CallbackLine line=None):
-        Activity.__init__(self, link, port, line)
+    def __init__(self, Link link not None, ArrayPort port not None, interfaces, Server first=None):
+        Activity.__init__(self, link, port, None if first is None else first.line)
         self.interfaces = [[Served(codec, handler) for codec, handler in methods] for methods in interfaces]
         self.references = PluginReferences.__new__(PluginReferences)
         self.references.server = self
         self.dec.references = self.references
         self.ready = collections.deque()
         self.cancelled = {}
+        self.tasks = None if first is None else first.tasks
+        if any((<Served>one).asynchronous for methods in self.interfaces for one in methods):
+            self.link.await_stirs()
+            if self.tasks is None:
+                from fastplug.protocols._tasks import Tasks     # asyncio alone takes 40 ms
+
+                self.tasks = Tasks()
 
     def run(self) -> None:
         """Handles calls until the link ends. Raises RemoteProtocolError when the host breaks the protocol."""
-        _serving.port = self.arena_port
+        _serving.set(self.arena_port)
         CALLS.current = self.current_context
         self.thread = PyThread_get_thread_ident()
         if self.arena_port is not None:
@@ -109,7 +121,7 @@ cdef class Server(Activity):
             self.close_streams()
             if self.arena_port is not None:
                 self.arena_port.end_serving()
-            _serving.port = None
+            _serving.set(None)
             CALLS.current = None
             self.references.server = None
 
@@ -135,11 +147,18 @@ cdef class Server(Activity):
         if self.running == call:
             self.own_context().cancel()
             return True
+        if known is not None and known.task is not None:
+            return True
         if known is None and call > self.last:
             self.cancelled[call] = None
             if len(self.cancelled) > CANCELLED_MAX:
                 del self.cancelled[next(iter(self.cancelled))]
         return False
+
+    def task_stack(self, call: int) -> str:
+        """Any thread: where the asynchronous handler of this call is; empty when there is none."""
+        cdef Activation known = self.active.get(call)
+        return "" if known is None or known.task is None else known.task.stack()
 
     cdef object check_begun(self, uint64_t call):
         """Its cancellation may have come before it: then it does not begin."""
@@ -198,7 +217,7 @@ cdef class Server(Activity):
         if self.depth > _NESTED_MAX:
             return self.absorb(header)
         served = self.served(header)
-        if not served.codec.has_references:
+        if served.plain:
             return self.plain(header, served)
         return self.run_one(self.request(header))
 
@@ -212,7 +231,7 @@ cdef class Server(Activity):
         cdef Activation call = Activation.__new__(Activation)
         cdef Served served = self.served(header)
         call.server = self
-        call.codec, call.function = served.codec, served.function
+        call.codec, call.function, call.asynchronous = served.codec, served.function, served.asynchronous
         call.number, call.interface, call.method, call.flags = header.call, header.interface, header.method, header.flags
         call.thread = PyThread_get_thread_ident()
         if call.number in self.active:
@@ -299,6 +318,8 @@ cdef class Server(Activity):
             self.link.lazy = False
 
     cdef int run_one(self, Activation call) except -1:
+        if call.asynchronous:
+            return self.launch(call)
         self.link.flush()
         error = call.error
         outer = self.enter(call)
@@ -330,6 +351,55 @@ cdef class Server(Activity):
         self.pack_error(error)
         error = None
         return self.finish(call, FRAME_ERROR)
+
+    # -- asynchronous handlers
+
+    cdef int launch(self, Activation call) except -1:
+        """Hands a call to the event loop. What becomes of it is told to attend()."""
+        from fastplug.protocols._tasks import Producing, Running
+
+        error = call.error
+        if len(self.active) >= _QUEUED_MAX:
+            raise RemoteProtocolError(f"the host has more than {_QUEUED_MAX} calls under way")
+        try:
+            if error is not None:
+                raise error
+            if self.cancelled:
+                self.check_begun(call.number)
+            values, call.values = call.values, None
+            made = call.codec.call(call.function, values)
+            values = None
+            call.context = Context(call.until_ns or None, call.metadata)
+            self.active[call.number] = call
+            what = self.tasks, made, call.context, functools.partial(self.attend_to, call)
+            if call.codec.item is None:
+                call.task = Running(*what)
+            else:
+                call.task = Producing(*what, window=WINDOW_ITEMS)
+                call.out = Outgoing(call.task, self.stream_bytes)
+            call.task.start()
+            return 0
+        except BaseException as raised:
+            self.pack_error(raised)
+        return self.finish(call, FRAME_ERROR)
+
+    def attend_to(self, call: Activation) -> bool:
+        """Any thread: something has happened to an asynchronous handler. True: the thread that serves may be asleep all the same."""
+        cdef Server first = self if self.group is None else self.group.first
+        self.streams.append(call)
+        return first.link.stir()
+
+    cdef int reply(self, Activation call) except -1:
+        """An asynchronous handler has come back."""
+        try:
+            result = call.task.outcome()
+            self.enc.reset()
+            call.codec.encode_result(self.enc, result)
+            result = None
+        except BaseException as error:
+            self.pack_error(error)
+            return self.finish(call, FRAME_ERROR)
+        return self.finish(call, FRAME_REPLY)
 
     cdef int finish(self, Activation call, int kind) except -1:
         """Sends the last frame of a call; its payload is in enc."""
@@ -387,5 +457,5 @@ cdef class Server(Activity):
         return 0
 
 def serving_port():
-    """The ArenaPort of the connection whose handler runs on this thread; None elsewhere."""
-    return getattr(_serving, "port", None)
+    """The ArenaPort of the connection whose handler runs on this thread, or in this task; None elsewhere."""
+    return _serving.get()

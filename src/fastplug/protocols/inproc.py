@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fastplug.interfaces import Interface
-    from fastplug.protocols._callbacks import CallbackLine, Registry
+    from fastplug.protocols._callbacks import Registry
 
 __all__ = ["PROTOCOL", "InprocClient", "QueueLink", "load"]
 
@@ -44,6 +44,8 @@ FULL_SLICE_S = 0.01
 STOP_TIMEOUT_S = 2.0
 
 Frame = tuple[bytes, Memory, int]
+# In the place of a frame: there is something else to look at.
+STIR: Frame = (b"", Memory(1), 0)
 
 _log = logging.getLogger("fastplug.inproc")
 
@@ -56,6 +58,7 @@ class QueueLink(HandoverLink):
         self._inbound = inbound
         self._outbound = outbound
         self._gone = False
+        self._stirred = False
 
     def send_frame(self, frame: Frame, until_s: float | None) -> bool:
         while not self._gone:
@@ -86,7 +89,17 @@ class QueueLink(HandoverLink):
             if frame is None:
                 self._gone = True
                 raise EOFError("the other end is closed")
+            if frame is STIR:
+                self._stirred = False
+                return None
             return frame
+
+    def stir(self) -> bool:
+        """Any thread: whoever waits for a frame stops waiting once, as if the time were up."""
+        if not self._stirred:
+            self._stirred = True
+            self._inbound.put(STIR)
+        return False
 
     def peer_gone(self) -> None:
         """Any thread: whoever waits here ends with EOFError."""
@@ -127,10 +140,9 @@ class _Lane:
     ) -> None:
         self.near, self.far = _pair()
         registry: Registry | None = None if first is None else first.caller.registry
-        line: CallbackLine | None = None if first is None else first.server.line
         self.caller = Caller(self.near, DeferredPort(context.config.strict_zero_copy), context.lost, registry)
         self.caller.lane = number
-        self.server = Server(self.far, DeferredPort(), served_by, line)
+        self.server = Server(self.far, DeferredPort(), served_by, None if first is None else first.server)
         self.thread = threading.Thread(target=run, args=(self.server,), name=name, daemon=True)
 
 
@@ -188,6 +200,8 @@ class InprocClient:
                 self._stop_lanes()
                 for lane in self._lanes[1:]:  # before the implementation is torn down
                     lane.thread.join(STOP_TIMEOUT_S)
+                if server.tasks is not None:
+                    server.tasks.close()
         except BaseException as error:  # noqa: BLE001  start() raises it; after that, __exit__ may have raised, and nobody waits for it
             if self._ready.is_set():
                 _log.exception("the implementation of %r could not be torn down", self._context.name)
@@ -198,7 +212,7 @@ class InprocClient:
 
     def _give_up(self, lane: int, call: int, want_stack: bool) -> tuple[str, str]:
         server = self._lanes[lane].server
-        return given_up(server.thread, lambda: server.cancel(call)), ""
+        return given_up(server.thread, lambda: server.cancel(call), lambda: server.task_stack(call)), ""
 
     def dispense(self, interface: Interface) -> Any:
         self._caller.check_usable()

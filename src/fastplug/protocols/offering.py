@@ -86,6 +86,13 @@ def offered(value: object) -> list[InterfaceDescription]:
     return [checked_description(one) for one in value]
 
 
+class AwaitedRemote(Remote):
+    """A method that is declared ``async def``: calling it gives a coroutine, and awaiting that makes the call."""
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return await self.submit(args, kwargs)
+
+
 def dispensed(interface: Interface, offers: Sequence[InterfaceDescription], caller: Caller | Pool, about: str) -> Any:
     """A handle over ``caller``, or over the lanes of a connection. Raises InterfaceMismatch."""
     index = offered_index(interface, offers)
@@ -96,5 +103,6 @@ def dispensed(interface: Interface, offers: Sequence[InterfaceDescription], call
         if place is None:
             methods[method.name] = absent_method(interface, method)
         else:
-            methods[method.name] = Remote(caller, MethodCodec(interface.name, method), index, place, method.doc, method.signature)
+            kind = AwaitedRemote if method.asynchronous else Remote
+            methods[method.name] = kind(caller, MethodCodec(interface.name, method), index, place, method.doc, method.signature)
     return make_handle(interface, methods, about)

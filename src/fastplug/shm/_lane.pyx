@@ -392,10 +392,10 @@ cdef class Lane(Link):
         """Any thread: as ``peer_gone``. A peer that lives still gets what is sent, as far as its ring has room."""
         self.peer_gone()
 
-    def stir(self) -> None:
+    def stir(self) -> bool:
         """Any thread: whoever waits for a frame stops waiting once, as if the time were up: there is something else to look at."""
         fp_stir(&self.gone)
-        self.wake()
+        return self.wake()
 
     def wake(self) -> bool:
         """Wakes a waiter once; True while one is (or may be) asleep. Flag and futex wait are not atomic, so it is called until False."""

@@ -70,6 +70,8 @@ class FastServer:
         self.stop()
         if self._lanes is not None:
             self._lanes.join()
+        if self._server.tasks is not None:
+            self._server.tasks.close()
 
     def _shake_hands(self) -> None:
         body, fds = self._control.receive(Message.HELLO, HELLO_TIMEOUT_S)
@@ -116,7 +118,7 @@ class FastServer:
             self._memory,
             first,
             self._context.config.workers,
-            lambda link, port: Server(link, port, served_by, first.line),
+            lambda link, port: Server(link, port, served_by, first),
             self.stop,
         )
 
@@ -135,7 +137,7 @@ class FastServer:
         if not isinstance(call, int) or not isinstance(lane, int) or not 0 <= lane < len(servers):
             return
         server = servers[lane]
-        stack = given_up(server.thread, lambda: server.cancel(call))
+        stack = given_up(server.thread, lambda: server.cancel(call), lambda: server.task_stack(call))
         if "n" in body:
             with contextlib.suppress(OSError):
                 self._control.send(Message.STACK, {"n": body["n"], "stack": stack})
