@@ -125,6 +125,13 @@ def test_arrays(start: Callable[..., fastplug.Client]) -> None:
     asyncio.run(main())
 
 
+def check_stack(stack: str) -> None:
+    """That of the task; a plugin that got no CPU for 100 ms can only tell where its threads are."""
+    if "all threads" not in stack:
+        assert stack.splitlines()[0].endswith("in rest")
+        assert "in _for_ever" in stack
+
+
 def test_a_deadline_cancels_the_task(plain: PlainAio, gate: Gate) -> None:
     with pytest.raises(DeadlineExceeded) as caught, fastplug.deadline(after_s=SHORT_S):
         plain.rest(gate.path)
@@ -132,8 +139,7 @@ def test_a_deadline_cancels_the_task(plain: PlainAio, gate: Gate) -> None:
     while (log := plain.log()) == []:
         pass
     assert log == ["cancelled True"]
-    assert caught.value.plugin_stack.splitlines()[0].endswith("in rest")
-    assert "in _for_ever" in caught.value.plugin_stack
+    check_stack(caught.value.plugin_stack)
 
 
 def test_cancelling_a_call_cancels_the_task(aio: Aio, gate: Gate) -> None:
@@ -142,7 +148,7 @@ def test_cancelling_a_call_cancels_the_task(aio: Aio, gate: Gate) -> None:
     assert call.cancel()
     with pytest.raises(Cancelled) as caught:
         call.result()
-    assert "in _for_ever" in caught.value.plugin_stack
+    check_stack(caught.value.plugin_stack)
     while (log := aio.log()) == []:
         pass
     assert log == ["cancelled True"]
