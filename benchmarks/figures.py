@@ -16,7 +16,9 @@ from typing import Any
 __all__ = ["BLOCKS", "documents", "load_result", "main", "rewritten", "unfounded"]
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "interleaved.json"
+RESULTS = ROOT / "benchmarks" / "results"
+RESULT = RESULTS / "interleaved.json"
+INTEROP = RESULTS / "interop.json"
 BLOCK = re.compile(r"(<!-- figures:(?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- /figures -->)", re.DOTALL)
 FIGURE = re.compile(r"\d[\d.,]*\s?(?:µs|us|ns|GB/s|calls/s)(?![\w/])")
 # What is a constant of the library, and not measured, says so in its paragraph: <!-- constant: why -->
@@ -61,16 +63,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def provenance(result: Result) -> str:
+def provenance(result: Result, source: Path = RESULT) -> str:
     about = result["machine"]
-    rounds = max((len(one["rounds"]) for one in result["situations"].values()), default=0)
+    taken = result["situations"].values() if "situations" in result else (result,)
+    rounds = max((len(one["rounds"]) for one in taken), default=0)
     packages = ", ".join(
         f"{name} {version}" for name, version in about["packages"].items() if version and name in ("numpy", "grpcio", "pyzmq")
     )
     return (
         f"\n<sub>{result['date'][:10]}, commit {result['commit'][:10]}, {about['cpu']}, {about['cpus']} CPUs, {about['kernel']}, "
         f"{about['python']}, {packages}; median of {rounds} interleaved rounds "
-        f"(`{RESULT.relative_to(ROOT)}`).</sub>\n"
+        f"(`{source.relative_to(ROOT)}`).</sub>\n"
     )
 
 
@@ -147,8 +150,26 @@ def headline(result: Result) -> str:
     )
 
 
+def interop(result: Result) -> str:
+    """Calls between Go and Python: p50 of one caller and calls per second of sixteen, of every pair and size."""
+    if not result:
+        return f"Not measured yet: `python -m benchmarks.interop` writes `{INTEROP.relative_to(ROOT)}`.\n"
+    cells = result["median"]
+    sizes = [name.removesuffix(", 1 caller") for name in cells if name.endswith(", 1 caller")]
+    head = ["a call and its answer", *(f"{size}, p50" for size in sizes), *(f"{size}, 16 callers" for size in sizes)]
+    rows = [
+        [pair, *(duration(cells[f"{size}, 1 caller"][pair]["p50_ns"]) for size in sizes)]
+        + [f"{cells[f'{size}, 16 callers'][pair]['per_s']:,.0f} /s" for size in sizes]
+        for pair in next(iter(cells.values()))
+    ]
+    return table(head, rows) + provenance(result, INTEROP)
+
+
+# Where the figures of a block come from, if it is not RESULT.
+SOURCES = {"interop": INTEROP}
 BLOCKS: dict[str, Callable[[Result], str]] = {
     "headline": headline,
+    "interop": interop,
     "echo": echo,
     "touch": touch,
     "situations": situations,
@@ -162,14 +183,19 @@ def documents() -> list[Path]:
     ]
 
 
-def load_result() -> Result:
-    result: Result = json.loads(RESULT.read_text())
+def load_result(source: Path = RESULT) -> Result:
+    """A committed result; empty when there is none."""
+    result: Result = json.loads(source.read_text()) if source.exists() else {}
     return result
 
 
-def rewritten(text: str, result: Result) -> str:
+def rewritten(text: str) -> str:
     """The text of a document with its blocks made anew. Raises KeyError for a block that does not exist."""
-    return BLOCK.sub(lambda match: match[1] + BLOCKS[match["name"]](result) + match[4], text)
+
+    def made(name: str) -> str:
+        return BLOCKS[name](load_result(SOURCES.get(name, RESULT)))
+
+    return BLOCK.sub(lambda match: match[1] + made(match["name"]) + match[4], text)
 
 
 def unfounded(text: str) -> list[str]:
@@ -183,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stale = []
     for path in documents():
         text = path.read_text()
-        new = rewritten(text, load_result()) if BLOCK.search(text) else text
+        new = rewritten(text) if BLOCK.search(text) else text
         if new != text and not check:
             path.write_text(new)
         if new != text:

@@ -89,12 +89,12 @@ class GRPCBroker(Protocol):
         """A ``grpc.Channel`` to what the peer accepts under ``service_id``. Close it when it is no longer needed.
 
         Args:
-            timeout_s: how long to wait for the peer's announcement; the broker's own by default.
+            timeout_s: how long to wait for the peer's announcement, and with TLS for its certificate; the broker's own by default.
             options: as for ``grpc.insecure_channel``; they win over fastplug's own.
 
         Raises:
             BrokerTimeout: the peer did not announce it in time.
-            HandshakeError: it did, and cannot be reached there.
+            HandshakeError: it did, and cannot be reached there. TlsRefused: one side refused the other's certificate; which, and why.
             Closed: the broker is closed, or the peer has none.
         """
         ...

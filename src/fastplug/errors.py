@@ -15,6 +15,7 @@
     │   ├── LocalProtocolError      this side's fault: a bug in the caller, or in fastplug
     │   └── RemoteProtocolError     the peer's fault: it sent what it must not send
     ├── PluginDied                  the plugin process ended: exit code or signal, its last words, what was being called
+    ├── ConnectionLost              the connection to the plugin ended, and its process runs on: why, if that is known
     ├── DeadlineExceeded            (also TimeoutError) the caller's own deadline ran out
     ├── Cancelled                   the caller cancelled the call
     ├── Closed                      the handle was used after close(), or in a forked child
@@ -46,6 +47,7 @@ __all__ = [
     "ChecksumMismatch",
     "Closed",
     "ConfigError",
+    "ConnectionLost",
     "CopyRequired",
     "DeadlineExceeded",
     "HandshakeError",
@@ -172,6 +174,26 @@ class PluginDied(PluginError):
         during = f" while {calling} was being called" if calling else ""
         said = "\nIts last lines on stderr:\n  " + "\n  ".join(self.stderr_tail) if self.stderr_tail else ""
         super().__init__(f"plugin {name!r} died{during}: {_ending(returncode)}. Start it again to go on.{said}")
+
+
+class ConnectionLost(PluginError):
+    """The connection to the plugin ended, and the plugin's process runs on. This client has no other connection to it.
+
+    Attributes: ``name``, ``reason`` (why it ended, when that is known), ``stderr_tail`` (the plugin's last lines), ``calling`` (the method
+    in flight, or None).
+    """
+
+    def __init__(self, name: str, *, reason: str = "", stderr_tail: Sequence[str] = (), calling: str | None = None) -> None:
+        self.name = name
+        self.reason = reason
+        self.stderr_tail = tuple(stderr_tail)
+        self.calling = calling
+        during = f" while {calling} was being called" if calling else ""
+        said = "\nIts last lines on stderr:\n  " + "\n  ".join(self.stderr_tail) if self.stderr_tail else ""
+        why = reason or "the plugin closed it"
+        super().__init__(
+            f"the connection to plugin {name!r} was lost{during}: {why}. Its process runs on: end it (kill()) and start it again.{said}"
+        )
 
 
 class _GivenUp(PluginError):

@@ -13,7 +13,7 @@ import weakref
 from pathlib import Path
 
 from fastplug.config import ClientConfig
-from fastplug.errors import Closed, ConfigError, PluginDied
+from fastplug.errors import Closed, ConfigError, ConnectionLost, PluginDied
 from fastplug.handshake.line import HandshakeLine
 from fastplug.process.lifecycle import Action, Event, Lifecycle, State
 from fastplug.process.runner import AttachedRunner, can_detach
@@ -260,7 +260,7 @@ class PluginLife:
         runner = self._runner
         for action in actions:
             if action is Action.SEND_SHUTDOWN and self._protocol is not None:
-                self._protocol.request_stop()
+                self._protocol.request_stop(lambda: self._feed(Event.SHUTDOWN_FAILED))
             elif action is Action.SEND_SIGTERM and runner is not None:
                 runner.terminate()
             elif action in (Action.SEND_SIGKILL, Action.SWEEP) and runner is not None:
@@ -320,11 +320,14 @@ class PluginLife:
         runner, output = self._runner, self._output
         if runner is None:
             return Closed(f"plugin {self.name!r} has ended")
+        ended = True
         if not self._released.is_set():
             with contextlib.suppress(Closed):  # released meanwhile: then _ending has it
-                runner.wait(REAP_TIMEOUT_S)
+                ended = runner.wait(REAP_TIMEOUT_S)
                 if output is not None:
                     output.settle(SETTLE_TIMEOUT_S)
         tail = output.tail() if output is not None else ()
+        if not ended:
+            return ConnectionLost(self.name, stderr_tail=tail, calling=method)
         returncode, tail = self._ending if self._released.is_set() else (runner.returncode, tail)
         return PluginDied(self.name, returncode=returncode, stderr_tail=tail, calling=method)

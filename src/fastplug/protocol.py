@@ -48,7 +48,8 @@ class HostContext:
         plugin_to_host, host_to_plugin: network and address as the other side sees them; for the addresses of the broker. They differ
             only with a runner that is an AddressTranslator.
         pid: of the plugin; None when it is not known or there is none.
-        lost: builds the error for a connection that ended: called with the method in flight or None, returns PluginDied or Closed.
+        lost: builds the error for a connection that ended: called with the method in flight or None, returns PluginDied,
+            ConnectionLost or Closed.
             It may wait (bounded) for the process to be reaped, so that the exit code is in the text.
         implementations: in-process only: what the target named.
     """
@@ -109,8 +110,12 @@ class ClientProtocol(Structural):
     def ping(self, timeout_s: float) -> None:
         """Returns when the plugin answered. Raises DeadlineExceeded, PluginDied, Closed."""
 
-    def request_stop(self) -> None:
-        """Asks the plugin to finish and exit (go-plugin: Quit, Controller.Shutdown). Does not wait; a connection that is gone is fine."""
+    def request_stop(self, failed: Callable[[], None]) -> None:
+        """Asks the plugin to finish and exit (go-plugin: Quit, Controller.Shutdown). Does not wait.
+
+        ``failed`` is called, once, from any thread and at any time, when the plugin cannot be asked: the connection is gone, or the plugin
+        does not know the request.
+        """
 
     def peer_exited(self) -> None:
         """Told by the client that the process is gone: every waiting call ends with ``context.lost``."""

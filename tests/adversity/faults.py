@@ -33,6 +33,7 @@ FAULT_OF: tuple[tuple[type[BaseException], str], ...] = (
     (errors.ConfigError, "the caller"),
     (errors.ArgumentError, "the caller"),
     (errors.Closed, "the caller"),
+    (errors.ConnectionLost, "whoever ended the connection"),
     (errors.DeadlineExceeded, "nobody: it took longer than the caller allowed"),
     (KeyboardInterrupt, "nobody: the user's wish"),
     (errors.LocalProtocolError, "the caller"),

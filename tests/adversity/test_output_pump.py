@@ -115,6 +115,19 @@ def test_lines_over_the_limit_come_in_pieces(streams: Streams, listener: Listene
     assert max(map(len, streams.pump.tail())) <= 1024
 
 
+def test_the_rest_of_a_line_over_the_limit_is_no_line(streams: Streams, listener: Listener) -> None:
+    """A piece may look like a record, a panic or a traceback: it is a part of the line that it is in."""
+    looks = [b"[ERROR] x", b"panic: x", b'{"@level":"error","@message":"x"}', b"Traceback (most recent call last):", b"ERROR:a:x"]
+    line = b"[WARN] " + b"y" * (LINE_BYTES_MAX - 7) + b"".join(look.ljust(LINE_BYTES_MAX, b" ") for look in looks) + b"z"
+    with os.fdopen(os.dup(streams.stderr_fd), "wb") as stderr:
+        stderr.write(line + b"\nend\n")
+    assert streams.pump.settle(WATCHDOG_S)
+    levels, texts = zip(*listener.said, strict=True)
+    assert set(levels[:-1]) == {logging.WARNING}
+    assert levels[-1] == logging.INFO
+    assert [text.strip() for text in texts[1:]] == [*(look.decode() for look in looks), "z", "end"]
+
+
 def test_a_raising_handler_or_filter_does_not_end_the_reading(streams: Streams, listener: Listener) -> None:
     def refuse(record: logging.LogRecord) -> bool:
         if record.getMessage() == "bad":

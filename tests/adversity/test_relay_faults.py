@@ -40,7 +40,8 @@ def test_a_relay_is_killed(
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
     gate.open()  # the call in hand may finish; its plugin has no other reason to stay
-    assert isinstance(waiting.error(), fastplug.PluginDied)
+    # as long as the plugin takes to end, it is only the connection that has
+    assert isinstance(waiting.error(), fastplug.PluginDied | fastplug.ConnectionLost)
     assert client._runner is not None
     assert client._runner.wait(WATCHDOG_S)
     with pytest.raises(fastplug.PluginDied) as died:
@@ -56,7 +57,8 @@ def test_the_hosts_relay_is_killed_under_auto_mtls(
     start: Callable[..., fastplug.Client], fault_row: Callable[..., None], running: Callable[..., Running[Any]], gate: Gate
 ) -> None:
     """The plugin lives on, and takes other connections; this host has lost the one that it had."""
-    faults = start("grpc", auto_mtls=True).dispense(Faults)
+    client = start("grpc", auto_mtls=True, stop_timeout_s=600)
+    faults = client.dispense(Faults)
     waiting = running(faults.gate, gate.path, "late")
     gate.wait_entered()
     pid = relay().pid
@@ -64,8 +66,12 @@ def test_the_hosts_relay_is_killed_under_auto_mtls(
     os.kill(pid, signal.SIGKILL)
     error = waiting.error()
     gate.open()
-    assert isinstance(error, fastplug.Closed)
-    fault_row("the relay process of the host is killed in a call (auto_mtls)", error, do="End the plugin (kill()) and start it again.")
+    assert isinstance(error, fastplug.ConnectionLost)
+    assert "relay process" in error.reason
+    fault_row("the relay process of the host is killed in a call (auto_mtls)", error, do="end it (kill()) and start it again.")
+    assert not client.exited
+    client.kill()  # it cannot be asked: SIGTERM at once, and not after stop_timeout_s
+    assert client.exited
 
 
 def test_a_plugin_that_cannot_multiplex_is_refused(fault_row: Callable[..., None]) -> None:

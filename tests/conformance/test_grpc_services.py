@@ -10,8 +10,10 @@ import itertools
 import json
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,6 +23,7 @@ from tests.plugins.ledger_plugin import HANDSHAKE, Auditor
 from tests.plugins.ledger_stubs import ledger_pb2, ledger_pb2_grpc
 
 import fastplug
+from fastplug.protocols.grpc.reflection import Reflection, is_internal
 
 ENGINES = ("grpcio",)
 PAIRS = list(itertools.product(ENGINES, ENGINES))
@@ -302,3 +305,20 @@ def test_what_cannot_be_dispensed_or_reached_says_so() -> None:
         fastplug.grpc_plugin(stub=ledger_pb2_grpc.AuditorStub).grpc_server(None, None)  # type: ignore[arg-type]
     with pytest.raises(fastplug.ConfigError, match="not dispensed"):
         fastplug.grpc_plugin(ledger_pb2_grpc.add_AuditorServicer_to_server, Auditor()).grpc_client(None, None)  # type: ignore[arg-type]
+
+
+def test_a_brokered_server_tells_its_services(client: fastplug.Client, stub: Any) -> None:
+    """As the plugin's own server does."""
+    with client.broker.dial(stub.Offer(ledger_pb2.Nothing()).service_id) as channel:
+        reflection = Reflection(lambda path, question: next(channel.stream_stream(path)(iter([question]))))
+        services = [name for name in reflection.services() if not is_internal(name)]
+        assert services == ["test.ledger.Auditor"]
+        files = reflection.files("test.ledger.Auditor")
+    assert files is not None
+    assert "Audit" in files.service("test.ledger.Auditor")
+
+
+def test_a_brokered_channel_that_nobody_calls_on_leaves_no_file(client: fastplug.Client, stub: Any) -> None:
+    """The engine's own socket has no name: a process that is killed would leave it."""
+    with client.broker.dial(stub.Offer(ledger_pb2.Nothing()).service_id):
+        assert not list(Path(tempfile.gettempdir()).glob("fastplug-grpc-*"))

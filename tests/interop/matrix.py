@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,10 +36,12 @@ RUN_TIMEOUT_S = 120
 # What was printed has left the plugin before its answer does.
 LINE_TIMEOUT_S = 10
 NONCE = "n0nce"
+# A state in /proc/net/unix.
+CONNECTED = "03"
 
 # The steps that one plugin process is asked for, in this order; the last ends it.
 KINDS = ("unary", "server_stream", "client_stream", "bidi_stream")
-STEPS = ("ping", *KINDS, "fail", "large", "stdio", "dial_back", "offer", "reflection", "reattach")
+STEPS = ("ping", *KINDS, "fail", "large", "stdio", "dial_back", "offer", "sockets", "reflection", "reattach")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +99,7 @@ def go_host(configuration: Configuration, *steps: str, offers: str = "1", serves
     """A Go host starts the Python plugin and makes the steps. A host that refuses the plugin says why in ``output``."""
     flags = [*(["-automtls"] if configuration.auto_mtls else []), *(["-mux"] if configuration.multiplex else [])]
     host = [str(built("peer", configuration.go_plugin)), "host", *flags, "-versions", offers, "-nonce", NONCE, "-do", ",".join(steps)]
-    # Under a Go host a plugin that crashes, or is killed, leaves its socket: nobody else knows of it.
+    # Under a Go host a plugin that crashes, or is killed, leaves its socket, as a Go plugin does: nobody else knows of it.
     with tempfile.TemporaryDirectory() as temporary:
         ran = subprocess.run(
             [*host, "--", *plugin_command(serves)],
@@ -146,8 +149,9 @@ class Output(io.BytesIO):
 class Host:
     """The steps, as a Python host makes them."""
 
-    def __init__(self, client: fastplug.Client, stdout: Output, stderr: Output) -> None:
+    def __init__(self, client: fastplug.Client, stdout: Output, stderr: Output, temporary: str) -> None:
         self.client = client
+        self.temporary = temporary
         self.peer = client.service(SERVICE)
         self.stdout, self.stderr = stdout, stderr
 
@@ -205,6 +209,15 @@ class Host:
         with self.client.broker.dial(self.peer.Offer(nonce=NONCE).id) as channel:
             return fact(peer_pb2_grpc.PeerStub(channel).Unary(peer_pb2.Ask(nonce=NONCE)))
 
+    def sockets(self) -> Any:
+        """The connections to sockets that the plugin made, while one of them is a brokered one."""
+        import peer_pb2
+        import peer_pb2_grpc
+
+        with self.client.broker.dial(self.peer.Offer(nonce=NONCE).id) as channel:
+            peer_pb2_grpc.PeerStub(channel).Unary(peer_pb2.Ask(nonce=NONCE))
+            return connections_below(self.client._socket_dir, self.temporary)
+
     def reflection(self) -> Any:
         methods = [method.name for method in self.client.descriptors(SERVICE).file[-1].service[0].method]
         return {"services": list(self.client.services()), "methods": methods}
@@ -218,6 +231,13 @@ class Host:
 
     def crash(self) -> Any:
         return fact(self.peer.Crash(nonce=NONCE))
+
+
+def connections_below(*directories: str | None) -> int:
+    """How many Unix sockets that plugins made in there are connected. Only the accepting end of a connection has the name."""
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    places = tuple(f"{directory}/plugin" for directory in directories if directory)
+    return sum(len(row) == 8 and row[5] == CONNECTED and row[7].startswith(places) for row in rows)
 
 
 @contextlib.contextmanager
@@ -248,12 +268,13 @@ def python_host(configuration: Configuration, *steps: str, offers: str = "1", se
         with fastplug.Client(config) as client:
             assert client.pid is not None
             run.pid, run.version = client.pid, client.negotiated_version
-            host = Host(client, stdout, stderr)
+            host = Host(client, stdout, stderr, temporary)
             for step in steps:
                 try:
                     run.found[step] = getattr(host, step)()
                 except Exception as error:  # noqa: BLE001  the cell asserts what it is
                     run.failed[step] = error
         run.found["stopped"] = {"exited": client.exited, "returncode": client.returncode}
-        run.left = os.listdir(temporary)
+        # An older plugin leaves the socket of a brokered server now and then: its process may end before that server's routine does.
+        run.left = [name for name in os.listdir(temporary) if configuration.can_multiplex or not name.startswith("plugin")]
     return run

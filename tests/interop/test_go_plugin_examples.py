@@ -63,8 +63,11 @@ class AddHelper:
         return {"r": request.a + request.b + 1000}  # an answer that the plugin would not come to by itself
 
 
-def test_the_counter_plugin_calls_back_through_the_broker(tmp_path: Path) -> None:
-    with start("bidirectional/plugin-go-grpc", tmp_path) as client:
+@pytest.mark.parametrize("multiplex", [False, True], ids=["broker", "multiplexed"])
+@pytest.mark.parametrize("auto_mtls", [False, True], ids=["plain", "AutoMTLS"])
+def test_the_counter_plugin_calls_back_through_the_broker(tmp_path: Path, auto_mtls: bool, multiplex: bool) -> None:
+    options = {"auto_mtls": auto_mtls, "grpc_broker_multiplex": multiplex}
+    with start("bidirectional/plugin-go-grpc", tmp_path, **options) as client:
         counter = client.service("proto.Counter")
         helper = fastplug.grpc_service("proto.AddHelper", AddHelper(), descriptors=client.descriptors("proto.Counter"))
         for expected in (1005, 2010):

@@ -136,10 +136,19 @@ def test_reattach(host: str, configuration: Configuration, run: Run) -> None:
 
 
 @either_host
+def test_sockets(host: str, configuration: Configuration, run: Run) -> None:
+    """A brokered connection is a socket of its own; with multiplexing one socket carries everything."""
+    assert got(run, "sockets") == (1 if configuration.multiplex else 2)
+
+
+@either_host
 def test_crash(host: str, configuration: Configuration, run: Run) -> None:
     """The plugin ends itself in a call: with the exit code that it chose."""
     crashed = HOSTS[host](configuration, "unary", "crash")
     assert got(crashed, "unary") == answer(crashed, "Unary")
+    # What go-plugin leaves, too, and nothing of the engine's own. A multiplexing plugin has no use for it once its host is there.
+    assert [name for name in crashed.left if not name.startswith("plugin")] == []
+    assert len(crashed.left) <= (0 if configuration.multiplex else 1)
     failed = crashed.failed["crash"]
     if isinstance(failed, Exception):
         assert isinstance(failed, fastplug.PluginDied)

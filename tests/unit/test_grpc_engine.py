@@ -414,7 +414,8 @@ def test_health_answers_while_a_handler_runs(plugin: Running, client: GrpcClient
 def test_shutdown_ends_the_plugin_with_a_stream_held_open(plugin: Running, client: GrpcClient) -> None:
     stdio = client.channel.unary_stream(STREAM_STDIO)(Empty().SerializeToString())
     dsp = client.dispense(interface_of(Dsp))
-    client.request_stop()
+    failed: list[bool] = []
+    client.request_stop(lambda: failed.append(True))
     plugin.thread.join(WATCHDOG_S)
     assert not plugin.thread.is_alive()
     status = rpc_error(stdio.exception(WATCHDOG_S)) if stdio.exception(WATCHDOG_S) else None
@@ -423,7 +424,23 @@ def test_shutdown_ends_the_plugin_with_a_stream_held_open(plugin: Running, clien
     assert client.channel.closed.result(WATCHDOG_S)
     with pytest.raises(Lost, match=r"acme\.dsp/1\.add"):
         dsp.add(1)
-    client.request_stop()  # a plugin that is gone counts as stopped
+    assert not failed  # a plugin that ends without an answer was asked all the same
+    client.request_stop(lambda: failed.append(True))
+    assert failed  # it cannot be asked any more
+
+
+def test_nothing_waits_for_a_time_to_pass_on_the_way_from_shutdown_to_the_end(
+    plugin: Running, client: GrpcClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every bound of that way at an hour the plugin ends all the same: each wait in it ends with what it waits for."""
+    for bound in ("server.STOP_GRACE_S", "server.JOIN_TIMEOUT_S", "broker.STOP_TIMEOUT_S", "broker.JOIN_TIMEOUT_S"):
+        monkeypatch.setattr(f"fastplug.protocols.grpc.{bound}", 3600.0)
+    held = client.channel.unary_stream(STREAM_STDIO)(Empty().SerializeToString())
+    assert client.dispense(interface_of(Dsp)).add(1) == 6
+    client.request_stop(lambda: None)
+    plugin.thread.join(WATCHDOG_S)
+    assert not plugin.thread.is_alive()
+    held.cancel()
 
 
 def test_the_end_of_the_plugin_ends_waiting_calls(plugin: Running, client: GrpcClient) -> None:

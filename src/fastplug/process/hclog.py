@@ -232,6 +232,7 @@ class LineAssembler:
         self._block_chars = 0
         self._message_lines = 0
         self._summary = ""
+        self._last_level = plain_level
 
     @property
     def pending(self) -> bool:
@@ -254,6 +255,16 @@ class LineAssembler:
         if len(self._block) >= RECORD_LINES_MAX or self._block_chars + len(text) > RECORD_BYTES_MAX:
             records += self._cut()
         self._take(state, token, text)
+        return records
+
+    def feed_rest(self, piece: bytes | str) -> list[LogRecordFields]:
+        """Take a further piece of the line that was fed last, which was too long for one: whatever it looks like, it is no line."""
+        text = (piece.decode("utf-8", "replace") if isinstance(piece, bytes) else piece).rstrip("\r\n")
+        if not self._block:
+            return [LogRecordFields(self._last_level, text)]
+        records = self._cut() if self._block_chars + len(text) > RECORD_BYTES_MAX else []
+        self._block.append(text)
+        self._block_chars += len(text) + 1
         return records
 
     def flush(self) -> list[LogRecordFields]:
@@ -286,7 +297,9 @@ class LineAssembler:
     def _single(self, text: str) -> LogRecordFields:
         if _PANIC.match(text):
             self._plain_level = logging.ERROR  # as go-plugin: what a dying process says next belongs to it
-        return parse_line(text, plain_level=self._plain_level)
+        record = parse_line(text, plain_level=self._plain_level)
+        self._last_level = record.level
+        return record
 
 
 _STANDARD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

@@ -54,17 +54,24 @@ class _Lines:
         self._line_bytes = line_bytes  # what is longer comes in pieces
         self.assembler = LineAssembler()
         self._partial = bytearray()
+        self._in_line = False  # what comes next goes on with a line of which a piece was taken
 
     def split(self, data: bytes) -> Iterable[LogRecordFields]:
         self._partial += data
-        *lines, rest = self._partial.split(b"\n")
-        self._partial = rest
-        while len(self._partial) > self._line_bytes:
-            lines.append(self._partial[: self._line_bytes])
-            del self._partial[: self._line_bytes]
+        *lines, self._partial = self._partial.split(b"\n")
         for line in lines:
-            for start in range(0, max(len(line), 1), self._line_bytes):
-                yield from self.assembler.feed(bytes(line[start : start + self._line_bytes]))
+            yield from self._pieces(line)
+            self._in_line = False
+        whole = (len(self._partial) - 1) // self._line_bytes * self._line_bytes
+        if whole > 0:
+            yield from self._pieces(self._partial[:whole])
+            del self._partial[:whole]
+
+    def _pieces(self, line: bytearray) -> Iterable[LogRecordFields]:
+        for start in range(0, max(len(line), 1), self._line_bytes):
+            piece = bytes(line[start : start + self._line_bytes])
+            yield from self.assembler.feed_rest(piece) if self._in_line else self.assembler.feed(piece)
+            self._in_line = True
 
     def end(self) -> Iterable[LogRecordFields]:
         if self._partial:

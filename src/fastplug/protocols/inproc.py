@@ -227,7 +227,10 @@ class InprocClient:
         if not self._thread.is_alive():
             raise self._context.lost(None)
 
-    def request_stop(self) -> None:
+    def request_stop(self, failed: Callable[[], None]) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         self._server.line.close()
         self._stop_lanes()
 
@@ -247,7 +250,7 @@ class InprocClient:
         self._pool.refused()
         for lane in list(self._lanes):
             lane.caller.close(lambda: self._context.lost(None))
-        self.request_stop()
+        self._stop()
         self.peer_exited()
         if self._callbacks is not None:
             self._callbacks.peer_gone()

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastplug.errors import DeadlineExceeded, HandshakeTimeout, LocalProtocolError, RemoteProtocolError
@@ -191,10 +192,12 @@ class FastClient:
         except OSError as error:
             raise self._lost(None) from error
 
-    def request_stop(self) -> None:
+    def request_stop(self, failed: Callable[[], None]) -> None:
         """SHUTDOWN: the plugin finishes the call in hand and exits."""
-        with contextlib.suppress(OSError):  # it is gone already, which is what was asked for
+        try:
             self._control.send(Message.SHUTDOWN, {})
+        except OSError:
+            failed()
 
     def peer_exited(self) -> None:
         """Wakes every caller; called on the watcher's or any other thread."""

@@ -6,15 +6,19 @@ What goes over that stream, and how a connection then comes about, is a *Carrier
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self
 
-from fastplug.errors import Closed
+from google.protobuf import descriptor_pool
+
+from fastplug.errors import Closed, HandshakeError, TlsRefused
 from fastplug.protocols.grpc.channel import ByteStream, CallContext, Channel, Code, Engine, Limits, Server, Tls, code_of
-from fastplug.protocols.grpc.messages import START_STREAM, ConnInfo
+from fastplug.protocols.grpc.messages import POOL, START_STREAM, ConnInfo
+from fastplug.protocols.grpc.reflection import reflection_methods
 
 __all__ = ["Broker", "Carrier", "Conversation", "Listening"]
 
@@ -124,7 +128,31 @@ class Broker:
             raise
         channel.closed.add_done_callback(lambda ended: self._channel_ended(service_id, channel, ended.result()))
         self._keep(channel)
+        if self._tls is not None:
+            self._await_trust(service_id, channel, self.timeout_s if timeout_s is None else timeout_s)
         return channel
+
+    def _await_trust(self, service_id: int, channel: Channel, timeout_s: float) -> None:
+        """A refusal by either side is told here: the first call would know only that there is no connection.
+
+        Raises TlsRefused, HandshakeError, Closed.
+        """
+
+        def ignore(state: object) -> None: ...
+
+        channel.subscribe(ignore, try_to_connect=True)
+        try:
+            channel.ready.result(timeout_s)
+        except TimeoutError:
+            pass  # the peer listens, and has nobody yet who serves: its calls will wait
+        except (TlsRefused, Closed) as error:
+            channel.close()
+            self._check_open()
+            kind = TlsRefused if isinstance(error, TlsRefused) else HandshakeError
+            raise kind(f"the brokered connection {service_id}: {error}") from error
+        finally:
+            with contextlib.suppress(ValueError):  # it was closed meanwhile
+                channel.unsubscribe(ignore)
 
     def _channel_ended(self, service_id: int, channel: Channel, reason: str) -> None:
         if reason.startswith("TLS"):
@@ -137,6 +165,7 @@ class Broker:
         )
         try:
             register(server)
+            server.add_methods(reflection_methods(server.service_names, lambda: (POOL, descriptor_pool.Default())))
             return _Server(listener, server, self._tls)
         except BaseException:
             server.stop(None)

@@ -23,10 +23,18 @@ JOIN_TIMEOUT_S = 2.0
 
 
 class _Call:
-    """One unary call. ``done`` gets its outcome once: the response, or RpcError."""
+    """One unary call. ``done`` gets its outcome once: the response, or RpcError; or ``told`` does, on a thread of the engine."""
 
-    def __init__(self, path: str, request: bytes, timeout_s: float | None, metadata: tuple[tuple[str, str], ...]) -> None:
+    def __init__(
+        self,
+        path: str,
+        request: bytes,
+        timeout_s: float | None,
+        metadata: tuple[tuple[str, str], ...],
+        told: Callable[[bytes | RpcError], object] | None = None,
+    ) -> None:
         self.done: SimpleQueue[bytes | RpcError] = SimpleQueue()
+        self._tell = told or self.done.put
         self._path = path
         self._request = request
         self._timeout_s = timeout_s
@@ -39,7 +47,7 @@ class _Call:
             self._pending = made.future(self._request, timeout=self._timeout_s, metadata=self._metadata)
             self._pending.add_done_callback(self._finish)
         except ValueError as error:  # the channel was closed
-            self.done.put(RpcError(Code.CANCELLED, str(error)))
+            self._tell(RpcError(Code.CANCELLED, str(error)))
 
     def _finish(self, pending: Any) -> None:
         try:
@@ -48,7 +56,7 @@ class _Call:
         except Exception as error:  # noqa: BLE001  a cancelled future raises its engine's own kind of error
             outcome = RpcError(Code.CANCELLED, str(error))
         self._pending = None  # before the caller wakes: its finalizer takes grpcio's locks, too, and must not run on the main thread
-        self.done.put(outcome)
+        self._tell(outcome)
 
     def cancel(self) -> None:
         pending = self._pending
@@ -91,9 +99,9 @@ class Calls:
             raise outcome
         return outcome
 
-    def send(self, path: str, request: bytes, timeout_s: float) -> _Call:
-        """Makes a call and waits for nothing. It is cancelled when nobody holds what this returns."""
-        call = _Call(path, request, timeout_s, self._metadata)
+    def send(self, path: str, request: bytes, timeout_s: float, told: Callable[[bytes | RpcError], object]) -> _Call:
+        """Makes a call and waits for nothing: ``told`` gets the outcome. It is cancelled when nobody holds what this returns."""
+        call = _Call(path, request, timeout_s, self._metadata, told)
         self.post(functools.partial(call.start, self._channel))
         return call
 

@@ -15,10 +15,10 @@ from fastplug.contexts import METADATA
 from fastplug.deadlines import remaining_s
 from fastplug.errors import (
     Closed,
+    ConnectionLost,
     DeadlineExceeded,
     HandshakeError,
     InterfaceMismatch,
-    PluginDied,
     RemoteError,
     RemoteProtocolError,
     RpcError,
@@ -27,7 +27,6 @@ from fastplug.errors import (
     seen_by_handler,
 )
 from fastplug.interfaces import Interface
-from fastplug.net.relay import ENDED
 from fastplug.process.stacks import process_state
 from fastplug.protocol import HostContext
 from fastplug.protocols.grpc.arrays import ArrayCopies
@@ -193,7 +192,7 @@ class GrpcClient:
         return self._translated(status, None, what)
 
     def check_open(self, what: str) -> None:
-        """Raises Closed or PluginDied."""
+        """Raises Closed, PluginDied or ConnectionLost."""
         self._check_usable(what)
 
     def _stack(self, number: str) -> tuple[str, str]:
@@ -241,16 +240,14 @@ class GrpcClient:
         if reason.startswith("TLS"):
             return TlsRefused(f"plugin {self._context.name!r}: {reason}")
         error = self._context.lost(method)
-        if isinstance(error, PluginDied) and error.returncode is None and reason.startswith(ENDED):
-            return Closed(
-                f"plugin {self._context.name!r} cannot be reached any more: {reason}. End the plugin (kill()) and start it again."
-            )
-        if isinstance(error, PluginDied) and error.returncode is None and reason.endswith(WITHOUT_A_WORD):
+        if not isinstance(error, ConnectionLost):
+            return error
+        if reason.endswith(WITHOUT_A_WORD):
             return TlsRefused(
                 f"plugin {self._context.name!r} closed the connection without a word, and runs on: it probably insists on TLS. "
                 "Start it with auto_mtls=True, or give certificates (tls=)."
             )
-        return error
+        return ConnectionLost(error.name, reason=reason, stderr_tail=error.stderr_tail, calling=error.calling)
 
     def _check_usable(self, method: str | None) -> None:
         if os.getpid() != self._owner_pid:
@@ -265,10 +262,19 @@ class GrpcClient:
         """Health check of service "plugin", as go-plugin's Ping: any answer counts."""
         self._unary(HEALTH_CHECK, HealthRequest(service="plugin").SerializeToString(), timeout_s, None, "the ping")
 
-    def request_stop(self) -> None:
-        """GRPCController.Shutdown. Whatever becomes of it counts as success: a plugin may end before it answers."""
-        if not self._closed and not self.channel.closed.done() and os.getpid() == self._owner_pid:
-            self._shutdown = self._calls.send(SHUTDOWN, Empty().SerializeToString(), SHUTDOWN_TIMEOUT_S)
+    def request_stop(self, failed: Callable[[], None]) -> None:
+        """GRPCController.Shutdown. A plugin may end before it answers, so that no answer counts as success; one without it says so."""
+
+        def told(outcome: bytes | RpcError) -> None:
+            if isinstance(outcome, RpcError) and outcome.code == Code.UNIMPLEMENTED:
+                failed()
+
+        if self._closed or os.getpid() != self._owner_pid:
+            return
+        if self.channel.closed.done():
+            failed()
+        else:
+            self._shutdown = self._calls.send(SHUTDOWN, Empty().SerializeToString(), SHUTDOWN_TIMEOUT_S, told)
 
     def peer_exited(self) -> None:
         """Every waiting call ends; what it had printed is taken first."""

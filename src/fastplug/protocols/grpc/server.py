@@ -42,6 +42,8 @@ INTERNAL_WORKERS = 16
 STOP_GRACE_S = 0.05
 # The host's socket is there before it is announced: a connect that takes longer means a host that hangs.
 BROKER_CONNECT_TIMEOUT_S = 10.0
+# When the system has no descriptor left, every accept fails at once: do not fill the log with that.
+ACCEPT_PAUSE_S = 0.1
 # How long the accepting thread may take to notice that its listener is closed.
 JOIN_TIMEOUT_S = 2.0
 
@@ -165,6 +167,7 @@ class GrpcServer:
                 if self._stopping.is_set():
                     return
                 _log.exception("the plugin could not take a connection")
+                self._stopping.wait(ACCEPT_PAUSE_S)
 
     def _attach(self, stream: ByteStream, tls: Tls | None) -> None:
         self._server.attach(stream, tls).closed.add_done_callback(lambda ended: self._tell(ended.result()))

@@ -28,6 +28,8 @@ const (
 	// What was printed has been sent already when Print answers; the reader's goroutine has to run.
 	stdioTimeout = 10 * time.Second
 	largeBytes   = 64 << 20
+	// A state in /proc/net/unix.
+	connected = "03"
 )
 
 // dispensed is what the host's half of the plugin gives: the connection and the broker.
@@ -130,6 +132,7 @@ var steps = map[string]func(*run) (any, error){
 	"stdio":         (*run).stdio,
 	"dial_back":     (*run).dialBack,
 	"offer":         (*run).offer,
+	"sockets":       (*run).sockets,
 	"reattach":      (*run).reattach,
 	"reflection":    (*run).reflection,
 	"ping": func(r *run) (any, error) {
@@ -204,6 +207,34 @@ func (r *run) offer() (any, error) {
 	}
 	defer conn.Close()
 	return single(peer{conn}.one("Unary", fields{"nonce": r.nonce}))
+}
+
+// sockets counts the connections to sockets that plugins made, while one of them is a brokered one.
+func (r *run) sockets() (any, error) {
+	door, err := r.one("Offer", fields{"nonce": r.nonce})
+	if err != nil {
+		return nil, err
+	}
+	conn, err := r.broker.Dial(uint32(get(door, "id").Uint()))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if _, err := (peer{conn}).one("Unary", fields{"nonce": r.nonce}); err != nil {
+		return nil, err
+	}
+	table, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		return nil, err
+	}
+	count := 0
+	for _, line := range strings.Split(string(table), "\n") {
+		row := strings.Fields(line)
+		if len(row) == 8 && row[5] == connected && strings.HasPrefix(row[7], os.TempDir()+"/plugin") {
+			count++
+		}
+	}
+	return count, nil
 }
 
 // reattach asks through a second client, which is told where the plugin is.

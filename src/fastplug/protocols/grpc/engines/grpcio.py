@@ -46,10 +46,14 @@ class _PrivatePath:
         self.path = f"{directory}/s"
 
     def hide(self) -> None:
-        """Once somebody listens there: takes the name away, so that no other process of this user finds the way in, past TLS."""
+        """Once somebody listens there: takes the name away, so that no other process of this user finds the way in, past TLS, and nothing
+        is left of it when this process is killed."""
         if not hasattr(os, "O_PATH") or not Path("/proc/self/fd").is_dir():
             return  # then the directory has to do
-        self._held = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            self._held = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:  # no descriptor left
+            return
         self.path = f"/proc/self/fd/{self._held}"
         shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -106,6 +110,7 @@ class _Channel(grpc.Channel):
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._door.bind(self._private.path)
         self._door.listen(_BACKLOG)
+        self._private.hide()
         self._doorman = threading.Thread(target=self._admit, name="fastplug-grpc-admit", daemon=True)
         self._doorman.start()
         # Without a subchannel pool of its own, a channel could be handed the connection of another.
@@ -265,10 +270,9 @@ class _Server:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fastplug-grpc")
         self._server: grpc.Server | None = grpc.server(self._pool, interceptors=list(interceptors), options=_options(limits, options))
         self._services: list[str] = []
-        self._private = _PrivatePath(directory)
-        self._server.add_insecure_port(f"unix:{self._private.path}")
+        self._directory = directory
+        self._private: _PrivatePath | None = None
         self._lock = threading.Lock()
-        self._started = False
         self._stopped: threading.Event | None = None
         self._relays: set[Relay | Joint] = set()
 
@@ -301,9 +305,9 @@ class _Server:
 
     def attach(self, stream: ByteStream, tls: Tls | None = None) -> Relay | Joint:
         with self._lock:
-            self._start(self._open())
+            path = self._started(self._open())
             inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            inner.connect(self._private.path)
+            inner.connect(path)
             try:
                 joined = _join(stream, inner, tls, server=True)
             except BaseException:
@@ -313,18 +317,21 @@ class _Server:
         joined.closed.add_done_callback(lambda _: self._relays.discard(joined))
         return joined
 
-    def _start(self, server: grpc.Server) -> None:
-        if not self._started:
+    def _started(self, server: grpc.Server) -> str:
+        """The path where it listens, from now on. No earlier: the path has a name until it listens, which a killed process would leave."""
+        if self._private is None:
+            self._private = _PrivatePath(self._directory)
+            server.add_insecure_port(f"unix:{self._private.path}")
             server.start()
             self._private.hide()
-            self._started = True
+        return self._private.path
 
     def stop(self, grace_s: float | None) -> threading.Event:
         with self._lock:
             if self._stopped is None:
                 server, self._server = self._open(), None  # as in _Channel.close()
                 self._stopped = threading.Event()
-                self._start(server)  # grpcio frees the port only of a server that was started
+                self._started(server)  # grpcio frees the port only of a server that was started
                 calls_ended = server.stop(grace_s)
                 free = threading.Thread(target=self._free, args=(server, calls_ended, self._stopped), name="fastplug-grpc-stop")
                 free.start()
@@ -335,7 +342,8 @@ class _Server:
         del server  # not before: grpcio ends the thread that sets the event with its server
         for joined in list(self._relays):
             joined.close()
-        self._private.remove()
+        if self._private is not None:
+            self._private.remove()
         self._pool.shutdown(wait=False)
         stopped.set()
 
