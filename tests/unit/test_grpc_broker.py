@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.interop import peer_proto
 
+import fastplug
 from fastplug.errors import BrokerTimeout, Closed, HandshakeError, RemoteProtocolError
 from fastplug.net.listener import Listener
 from fastplug.protocols.grpc.broker import OUTBOX_MAX, Broker
 from fastplug.protocols.grpc.carrier import ANNOUNCED_MAX, AnnouncedSockets, Announcements
 from fastplug.protocols.grpc.channel import Handler, HandlerKind, select
 from fastplug.protocols.grpc.messages import ConnInfo
+from fastplug.protocols.grpc.reflection import Reflection
 
 WATCHDOG_S = 20.0
 KEEP_S = 5.0
@@ -93,8 +96,23 @@ def pair() -> Iterator[Pair]:
     made.close()
 
 
+class Answering:
+    def Unary(self, request: Any, context: Any) -> Any:  # noqa: N802  the name in the .proto
+        return {"version": 1}
+
+
 def echoing(server: Any) -> None:
     server.add_methods({"/t.T/Echo": Handler(HandlerKind.UNARY, lambda request, context: request[::-1])})
+
+
+def test_a_brokered_server_describes_a_service_that_has_a_pool_of_its_own(pair: Pair) -> None:
+    near, far = pair.brokers
+    served = fastplug.grpc_service(peer_proto.SERVICE, Answering(), descriptors=peer_proto.descriptors())
+    with near.accept_and_serve(1, lambda server: served.grpc_server(near, server)), far.dial(1) as channel:
+        reflection = Reflection(lambda path, question: next(channel.stream_stream(path)(iter([question]))))
+        files = reflection.files(peer_proto.SERVICE)
+        assert files is not None
+        assert "Unary" in (files.service(peer_proto.SERVICE) or {})
 
 
 def test_each_side_counts_for_itself(pair: Pair) -> None:

@@ -412,6 +412,9 @@ class MethodsOf:
     def add_methods(self, methods: MethodTable) -> None:
         self.methods = methods
 
+    def describe(self, pool: object) -> None:
+        """For reflection, which there is none of here."""
+
 
 def test_what_cannot_be_served_is_told() -> None:
     broker: Any = object()

@@ -165,7 +165,7 @@ class Broker:
         )
         try:
             register(server)
-            server.add_methods(reflection_methods(server.service_names, lambda: (POOL, descriptor_pool.Default())))
+            server.add_methods(reflection_methods(server.service_names, lambda: (POOL, descriptor_pool.Default(), *server.pools())))
             return _Server(listener, server, self._tls)
         except BaseException:
             server.stop(None)

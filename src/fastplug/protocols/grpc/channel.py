@@ -170,6 +170,13 @@ class Server(Protocol):
         """What can be called here, "package.Service", as far as it was added by name; for reflection."""
         ...
 
+    def describe(self, pool: Any) -> None:
+        """A descriptor pool with services that are added here, for reflection; protobuf's default one needs not be told."""
+
+    def pools(self) -> Sequence[Any]:
+        """What ``describe`` was told."""
+        ...
+
     def attach(self, stream: ByteStream, tls: Tls | None = None) -> Connection:
         """Serves one connected peer until either side ends it. The server owns the stream from here on."""
         ...

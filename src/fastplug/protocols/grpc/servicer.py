@@ -34,6 +34,7 @@ class DescribedService(GRPCPlugin):
 
     def grpc_server(self, broker: GRPCBroker, server: Any) -> None:
         server.add_methods(method_table(self._name, self._files, made_servicer(self._implementation, broker)))
+        server.describe(self.descriptor_pool)
 
 
 def method_table(name: str, files: Files, implementation: object) -> MethodTable:

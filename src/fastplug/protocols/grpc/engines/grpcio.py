@@ -270,6 +270,7 @@ class _Server:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fastplug-grpc")
         self._server: grpc.Server | None = grpc.server(self._pool, interceptors=list(interceptors), options=_options(limits, options))
         self._services: list[str] = []
+        self._pools: list[Any] = []
         self._directory = directory
         self._private: _PrivatePath | None = None
         self._lock = threading.Lock()
@@ -302,6 +303,12 @@ class _Server:
 
     def service_names(self) -> Sequence[str]:
         return tuple(self._services)
+
+    def describe(self, pool: Any) -> None:
+        self._pools.append(pool)
+
+    def pools(self) -> Sequence[Any]:
+        return tuple(self._pools)
 
     def attach(self, stream: ByteStream, tls: Tls | None = None) -> Relay | Joint:
         with self._lock:
