@@ -330,7 +330,7 @@ cdef class Link:
         return 0
 
     def await_stirs(self):
-        """Before the first receive, of whoever will be stirred."""
+        """Whoever receives: before it does, if somebody will stir it. Idempotent."""
 
     def stir(self):
         """Any thread: whoever waits for a frame stops waiting once, as if the time were up. True: it may sleep all the same; ask again."""

@@ -17,7 +17,7 @@ from tests.plugins.flows_api import Floats, Flows
 from tests.plugins.flows_plugin import PlainFlows
 
 import fastplug
-from fastplug.errors import ArgumentError, ConfigError, PluginDied, RemoteError
+from fastplug.errors import ArgumentError, ConfigError, DeadlineExceeded, PluginDied, RemoteError
 
 pytestmark = pytest.mark.transports("shm", "socket", "inproc")
 
@@ -100,6 +100,28 @@ def test_callbacks_from_elsewhere(flows: Flows) -> None:
     assert fastplug.submit(flows.each, 3, tell).result(SOON_S) == 6
     assert {name.rpartition(" ")[0] for name in names} == {"fastplug callbacks"}
     assert flows.fed_back(range(10), tell) == 55
+
+
+def test_callbacks_from_elsewhere_that_call(flows: Flows) -> None:
+    """They run on the host's thread for callbacks, and the plugin's only worker waits for them: it answers on top."""
+
+    def tell(n: int) -> int:
+        return flows.double(n) + sum(flows.count(n))
+
+    expected = [2 * n + sum(range(n)) for n in range(20)]
+    assert fastplug.submit(flows.each, 20, tell).result(SOON_S) == sum(expected)
+    assert list(flows.counted(20, tell)) == expected
+    several = [fastplug.submit(flows.each, 20, tell) for _ in range(10)]
+    assert [call.result(SOON_S) for call in several] == [sum(expected)] * 10
+    flows.keep(tell)
+    assert flows.use(7) == expected[7]
+    with pytest.raises(KeyError):
+        fastplug.submit(flows.each, 3, lambda n: flows.fail(7) if flows.double(n) else {}[n]).result(SOON_S)
+    with fastplug.deadline(after_s=0.1):
+        late = fastplug.submit(flows.each, 10**9, flows.double)
+    with pytest.raises(DeadlineExceeded):
+        late.result(SOON_S)
+    assert flows.double(3) == 6
 
 
 class Ear:

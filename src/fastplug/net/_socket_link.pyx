@@ -335,8 +335,9 @@ cdef class SocketLink(Link):
         return False
 
     def await_stirs(self) -> None:
-        """Before the first receive, of whoever will be stirred. Raises OSError."""
-        self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        """Whoever receives: before it does, if somebody will stir it. Idempotent. Raises OSError."""
+        if self.bell < 0:
+            self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def stir(self) -> bool:
         """Any thread: whoever waits for a frame stops waiting once, as if the time were up: there is something else to look at."""

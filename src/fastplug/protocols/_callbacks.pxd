@@ -1,6 +1,6 @@
 # Callbacks: what the host keeps for the plugin to call, and what the plugin has in place of it.
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from fastplug._wire cimport Codec, Decoder, Encoder, FrameHeader, MethodCodec
 from fastplug.protocols._session cimport Session
@@ -40,6 +40,7 @@ cdef class Target:
 cdef class Asking(Session):
     # Who can bring a callback to the host.
     cdef object ask(self, Target target, tuple args, dict kwargs)
+    cdef int nested(self) except -1     # a handler waits: serves a bit of what comes meanwhile
 
 
 cdef class CallbackLine(Asking):
@@ -49,5 +50,8 @@ cdef class CallbackLine(Asking):
     cdef list released                  # numbers whose Passed is gone, for the next RELEASE
     cdef Py_ssize_t alive
     cdef uint64_t next_call
+    cdef int request(self, Target target, tuple args, dict kwargs, int64_t until) except -1
+    cdef object answer(self, Target target, int64_t until, bint patient=*)
+    cdef object ask_and_serve(self, Asking here, Target target, tuple args, dict kwargs, int64_t until)
     cdef int drop(self, uint64_t number) except -1
     cdef bytes take_released(self)      # the payload of one RELEASE; None: nothing to tell

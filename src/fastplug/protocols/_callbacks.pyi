@@ -1,3 +1,4 @@
+import threading
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -9,7 +10,9 @@ from fastplug.protocols._session import Session
 CALLBACKS_MAX: Final[int]
 ATTACH_TIMEOUT_S: Final[float]
 UNTIL_NS: Final[ContextVar[int | None]]
+SERVING: Final[threading.local]
 
+def wake_until_awake(link: Any) -> None: ...
 def methods_of(codec: Codec) -> dict[str, Any]: ...
 
 @disjoint_base

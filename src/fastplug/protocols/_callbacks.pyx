@@ -24,6 +24,10 @@ from fastplug.deadlines import UNTIL_NS
 from fastplug.errors import Closed, DeadlineExceeded, LocalProtocolError, RemoteProtocolError
 from fastplug.interfaces import Method, Parameter, check_implementation
 from fastplug.protocols.handle import make_handle
+from fastplug.shm.watcher import wake_until_awake
+
+cdef extern from "_atomics.h" nogil:
+    int64_t fp_now_ns()
 
 # What one connection may have passed and not got back: a plugin that keeps more has a leak.
 CALLBACKS_MAX = 65536
@@ -32,6 +36,12 @@ cdef Py_ssize_t _CALLBACKS_MAX = CALLBACKS_MAX
 cdef Py_ssize_t RELEASED_MAX = 256
 # The host sends its end before the first call that passes a callback; a plugin waits this long for its own control thread.
 ATTACH_TIMEOUT_S = 10.0
+# A callback that takes no longer is simply waited for: two switches between processes, and what a short one does.
+cdef int64_t PATIENCE_NS = 200_000
+
+# The server whose handlers run on this thread.
+SERVING = threading.local()
+cdef object NO_ANSWER = object()
 
 _log = logging.getLogger("fastplug.callbacks")
 
@@ -205,6 +215,9 @@ cdef class Asking(Session):
     cdef object ask(self, Target target, tuple args, dict kwargs):
         raise LocalProtocolError(f"{type(self).__name__} does not call back")
 
+    cdef int nested(self) except -1:
+        raise LocalProtocolError(f"{type(self).__name__} does not serve")
+
 
 cdef class CallbackLine(Asking):
     """The plugin's way to the host when no call waits there. One callback at a time; other threads queue."""
@@ -260,29 +273,87 @@ cdef class CallbackLine(Asking):
             self.lock.release()
 
     cdef object ask(self, Target target, tuple args, dict kwargs):
-        cdef FrameHeader header
         cdef int64_t until = UNTIL_NS.get() or 0
+        cdef Asking here = getattr(SERVING, "server", None)
         if not self.attached.wait(ATTACH_TIMEOUT_S) or self.link is None:
             raise Closed("the host cannot be called back: it is gone, or has sent no callback link")
         if not self.at_home():
             raise Closed(f"this callback belongs to another process; this is process {os.getpid()}, forked from it")
+        if here is not None and not here.sending:
+            return self.ask_and_serve(here, target, args, kwargs, until)
         with self.lock:
-            target.encode(self.enc, args, kwargs)
-            memset(&header, 0, sizeof(FrameHeader))
-            header.kind = FRAME_CALLBACK
-            self.next_call += 1
-            header.call = self.next_call
+            self.request(target, args, kwargs, until)
+            return self.answer(target, until)
+
+    cdef int request(self, Target target, tuple args, dict kwargs, int64_t until) except -1:
+        """Asks; the lock is the caller's."""
+        cdef FrameHeader header
+        target.encode(self.enc, args, kwargs)
+        memset(&header, 0, sizeof(FrameHeader))
+        header.kind = FRAME_CALLBACK
+        self.next_call += 1
+        header.call = self.next_call
+        try:
+            return self.transmit(&header, until)
+        except EOFError as error:
+            raise Closed("the host is gone; it cannot be called back") from error
+
+    cdef object answer(self, Target target, int64_t until, bint patient=True):
+        """The answer to what was asked last. ``patient``: the end of the time is an error, not NO_ANSWER."""
+        cdef FrameHeader header
+        try:
+            while True:
+                if not self.link.receive(&header, self.dec, until):
+                    if not patient:
+                        return NO_ANSWER
+                    raise DeadlineExceeded(f"{target!r} had no answer before the deadline; a late one will be dropped")
+                if header.call == self.next_call:
+                    return answer_of(&header, self.dec, target.codec)
+                if header.call > self.next_call:
+                    raise RemoteProtocolError(f"the host answered callback {header.call}, which was never asked")
+        except EOFError as error:
+            raise Closed("the host is gone; it cannot be called back") from error
+
+    cdef object ask_and_serve(self, Asking here, Target target, tuple args, dict kwargs, int64_t until):
+        """On a thread that serves. The callback may itself call the plugin, where nobody else may be there to answer: so another thread waits
+        for one that takes longer, and this one runs what comes on top."""
+        cdef bint asked = self.lock.acquire(blocking=False)
+        value = NO_ANSWER
+        if asked:
             try:
-                self.transmit(&header, until)
-                while True:
-                    if not self.link.receive(&header, self.dec, until):
-                        raise DeadlineExceeded(f"{target!r} had no answer before the deadline; a late one will be dropped")
-                    if header.call == self.next_call:
-                        return answer_of(&header, self.dec, target.codec)
-                    if header.call > self.next_call:
-                        raise RemoteProtocolError(f"the host answered callback {header.call}, which was never asked")
-            except EOFError as error:
-                raise Closed("the host is gone; it cannot be called back") from error
+                self.request(target, args, kwargs, until)
+                value = self.answer(target, fp_now_ns() + PATIENCE_NS, patient=False)
+            except BaseException:
+                self.lock.release()
+                raise
+        if value is not NO_ANSWER:
+            self.lock.release()
+            return value
+        outcome = []
+
+        def wait() -> None:
+            try:
+                if not asked:
+                    self.lock.acquire()
+                try:
+                    if not asked:
+                        self.request(target, args, kwargs, until)
+                    outcome.append((self.answer(target, until), None))
+                finally:
+                    self.lock.release()
+            except BaseException as error:
+                outcome.append((None, error))
+            here.link.stir()
+            wake_until_awake(here.link)
+
+        here.link.await_stirs()
+        threading.Thread(target=wait, name="fastplug callback", daemon=True).start()
+        while not outcome:
+            here.nested()
+        value, error = outcome.pop()
+        if error is not None:
+            raise error
+        return value
 
 
 cdef object answer_of(FrameHeader* header, Decoder dec, MethodCodec codec):

@@ -25,6 +25,7 @@ from fastplug._wire_words import Unbuilt
 from fastplug.contexts import CALLS, Context
 from fastplug.errors import Cancelled, Closed, RemoteProtocolError
 from fastplug.interfaces import is_asynchronous
+from fastplug.protocols._callbacks import SERVING
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
@@ -104,7 +105,7 @@ cdef class Server(Activity):
     def run(self) -> None:
         """Handles calls until the link ends. Raises RemoteProtocolError when the host breaks the protocol."""
         _serving.set(self.arena_port)
-        CALLS.current = self.current_context
+        CALLS.current, SERVING.server = self.current_context, self
         self.thread = PyThread_get_thread_ident()
         if self.arena_port is not None:
             self.arena_port.begin_serving()
@@ -122,7 +123,7 @@ cdef class Server(Activity):
             if self.arena_port is not None:
                 self.arena_port.end_serving()
             _serving.set(None)
-            CALLS.current = None
+            CALLS.current = SERVING.server = None
             self.references.server = None
 
     # -- the call whose handler runs
