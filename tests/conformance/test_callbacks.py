@@ -102,8 +102,9 @@ def test_callbacks_from_elsewhere(flows: Flows) -> None:
     assert flows.fed_back(range(10), tell) == 55
 
 
-def test_callbacks_from_elsewhere_that_call(flows: Flows) -> None:
+def test_callbacks_from_elsewhere_that_call(start: Callable[..., fastplug.Client]) -> None:
     """They run on the host's thread for callbacks, and the plugin's only worker waits for them: it answers on top."""
+    flows: Flows = start(PlainFlows).dispense(Flows)  # its own: a socket has an eventfd from then on
 
     def tell(n: int) -> int:
         return flows.double(n) + sum(flows.count(n))

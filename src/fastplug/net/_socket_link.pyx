@@ -341,7 +341,8 @@ cdef class SocketLink(Link):
 
     def stir(self) -> bool:
         """Any thread: whoever waits for a frame stops waiting once, as if the time were up: there is something else to look at."""
-        if self.bell >= 0:
+        if self.fd >= 0:
+            self.await_stirs()          # whoever waits without it hears of it with its next slice
             os.eventfd_write(self.bell, 1)
         return False
 

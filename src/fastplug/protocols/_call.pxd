@@ -32,6 +32,8 @@ cdef class Caller(Reading):
     cdef int wait(self, Pending call, int64_t until) except -1
     cdef int watch(self, Pending call, object function) except -1
     cdef object plain(self, Bound method, tuple args, dict kwargs, int64_t until, uint64_t* under_way)
+    cdef Pending made_pending(self, Bound method, uint64_t number, int64_t until)
+    cdef object shared(self, Pending call, int64_t until, uint64_t* under_way)
     cdef object tell_plugin(self, uint64_t number, object error)
 
 

@@ -148,6 +148,7 @@ cdef class Caller(Reading):
         """The fast road: one request, and its answer. ``under_way`` is the number of a call that was given up."""
         cdef FrameHeader header
         cdef uint64_t number = 0
+        cdef Pending shared = None
         cdef int locked = self._lock(until, method.codec.qualified)
         try:
             if self.refusal is not None:
@@ -155,6 +156,11 @@ cdef class Caller(Reading):
             number = self.begin(method, args, kwargs, until, 0)
             while True:
                 if not self.link.receive(&header, self.dec, until):
+                    if locked and self.asked_for:
+                        shared = self.made_pending(method, number, until)
+                        break
+                    if not until or fp_now_ns() < until:
+                        continue        # stirred, and not in time
                     raise DeadlineExceeded(f"{method.codec.qualified}() had no answer before the deadline; a late one will be dropped")
                 if header.call == number and FRAME_REPLY <= header.kind <= FRAME_ERROR:
                     break
@@ -162,7 +168,8 @@ cdef class Caller(Reading):
                 if self.asked:
                     self.run_asked()
             number = 0
-            return self.result_of(&header, method.codec, until)
+            if shared is None:
+                return self.result_of(&header, method.codec, until)
         except EOFError as error:
             number = 0
             raise self.failure(error, method.codec.qualified)
@@ -175,6 +182,27 @@ cdef class Caller(Reading):
                 under_way[0] = number
             if locked:
                 self._unlock()
+        return self.shared(shared, until, under_way)
+
+    cdef Pending made_pending(self, Bound method, uint64_t number, int64_t until):
+        """From now on others may read its answer."""
+        cdef Pending call = Pending.__new__(Pending)
+        call.caller, call.codec, call.until, call.number = self, method.codec, until, number
+        self.pending[number] = call
+        self.link.duplex = True
+        return call
+
+    cdef object shared(self, Pending call, int64_t until, uint64_t* under_way):
+        """The answer to a call whose thread has let go of the link for a callback that makes a call itself."""
+        try:
+            if not self.wait(call, until):
+                raise DeadlineExceeded(f"{call.codec.qualified}() had no answer before the deadline; a late one will be dropped")
+            return call.outcome()
+        except BaseException:
+            if call.state == PENDING:
+                self.give_up(call, FRAME_CANCEL)
+                under_way[0] = call.number
+            raise
 
     cdef uint64_t begin(self, Bound method, tuple args, dict kwargs, int64_t until, int flags) except 0:
         """Encodes and sends a REQUEST: its number."""
@@ -228,7 +256,14 @@ cdef class Caller(Reading):
         try:
             self.open(call, method, args, kwargs, 0 if stream else FLAG_WAITS)
             opened = stream
-            if not stream and not self.pump(call, until):
+            while not stream and not self.pump(call, until):
+                if not until or fp_now_ns() < until:
+                    if locked and self.asked_for:
+                        self._unlock()
+                        locked = 0
+                        time.sleep(YIELD_S)
+                        locked = self._lock(until, method.codec.qualified)
+                    continue
                 raise DeadlineExceeded(f"{method.codec.qualified}() had no answer before the deadline; a late one will be dropped")
         except EOFError as error:
             raise self.failure(error, method.codec.qualified)
@@ -309,7 +344,8 @@ cdef class Caller(Reading):
                     return 1
                 if self.refusal is not None:
                     raise self._refused()
-                return self.pump(call, until)
+                if self.pump(call, until):
+                    return 1
             except EOFError as error:
                 raise self.failure(error, call.codec.qualified)
             except RemoteProtocolError as error:
@@ -317,6 +353,8 @@ cdef class Caller(Reading):
             finally:
                 if turn == 1:
                     self._unlock()
+            if self.asked_for:
+                time.sleep(YIELD_S)     # else this thread had it again at once
         return 1
 
     # -- calls that somebody wants to be told of

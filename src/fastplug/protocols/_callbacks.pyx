@@ -29,6 +29,9 @@ from fastplug.shm.watcher import wake_until_awake
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
 
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident()
+
 # What one connection may have passed and not got back: a plugin that keeps more has a leak.
 CALLBACKS_MAX = 65536
 cdef Py_ssize_t _CALLBACKS_MAX = CALLBACKS_MAX
@@ -378,6 +381,7 @@ cdef class CallbackServer(Session):
         """Until the link ends. Raises RemoteProtocolError."""
         cdef FrameHeader header
         cdef tuple request
+        self.registry.thread = PyThread_get_thread_ident()
         try:
             while self.link.receive(&header, self.dec, 0):
                 if header.kind == FRAME_RELEASE:

@@ -19,6 +19,9 @@ from fastplug.protocols._turn cimport ANSWERED, FAILED, PENDING, Pending, Turn
 from fastplug._wire_words import Unbuilt
 from fastplug.errors import Cancelled, DeadlineExceeded, RemoteError, RemoteProtocolError, seen_by_handler
 
+cdef extern from "_atomics.h" nogil:
+    int64_t fp_now_ns()
+
 cdef extern from "pythread.h":
     int PyThread_acquire_lock(void*, int) nogil
     unsigned long PyThread_get_thread_ident()
@@ -71,10 +74,15 @@ cdef class Reading(Turn):
                 self.dispatch(&header)
         return 1
 
+    cdef bint called_back(self, unsigned long thread) noexcept:
+        return thread == self.registry.thread
+
     cdef int make_room(self, int64_t until) except -1:
         cdef FrameHeader header
         while len(self.pending) >= self.in_flight_max:
             if not self.link.receive(&header, self.dec, until):
+                if not until or fp_now_ns() < until:
+                    continue            # stirred
                 raise DeadlineExceeded(f"{self.in_flight_max} calls are under way, and none was answered before the deadline; nothing was sent")
             self.dispatch(&header)
             if self.asked:

@@ -50,6 +50,7 @@ cdef class Turn(Session):
     cdef unsigned long owner            # thread that holds the lock, 0 when nobody does
     cdef int inside                     # > 0: the owner runs user code (a callback, a generator); its calls nest
     cdef int queued                     # threads that wait for the lock
+    cdef bint asked_for                  # by the thread that is called back: whoever has the link may be waiting for just that one
     cdef dict pending                   # number -> Pending; None for one that was given up and whose answer is still to come
     cdef list waiting                   # Pendings whose threads want to read the link
     cdef list later                     # (kind, number): what could not be sent at once
@@ -57,6 +58,7 @@ cdef class Turn(Session):
     cdef object refusal                 # an error class and text once the link cannot be used any more
     cdef int owner_pid
     cdef public bint signals            # the peer knows CLOSE and CANCEL (version 2)
+    cdef bint called_back(self, unsigned long thread) noexcept
     cdef int _lock(self, int64_t until, str what) except -1
     cdef void _unlock(self) noexcept
     cdef int lead(self, Pending call, int64_t until) except -1

@@ -25,6 +25,8 @@ cdef extern from "pythread.h":
 
 # A thread that queues for a handle looks up this often: a lock wait on a thread that is not the main one is not interrupted by signals.
 cdef long long QUEUE_SLICE_US = 100_000
+# The thread that is called back asks for the link this often: its holder sets its flag and then sleeps, which is not atomic.
+cdef long long ASK_SLICE_US = 5_000
 
 
 cdef class Pending:
@@ -128,6 +130,11 @@ cdef class Turn(Session):
             )
         while True:
             wait_us = QUEUE_SLICE_US
+            if self.called_back(me):
+                self.asked_for = True
+                if self.link is not None:
+                    self.link.stir()
+                wait_us = ASK_SLICE_US
             if until:
                 wait_us = min(wait_us, (until - fp_now_ns()) // 1000)
                 if wait_us <= 0:
@@ -138,8 +145,13 @@ cdef class Turn(Session):
             self.queued -= 1
             if status == PY_LOCK_ACQUIRED:
                 self.owner = me
+                self.asked_for = False
                 return 1
             PyErr_CheckSignals()
+
+    cdef bint called_back(self, unsigned long thread) noexcept:
+        """Whether callbacks that no call waits for run on this thread."""
+        return False
 
     cdef void _unlock(self) noexcept:
         if self.later:
