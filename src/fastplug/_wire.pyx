@@ -336,6 +336,10 @@ cdef class Link:
         """Any thread: whoever waits for a frame stops waiting once, as if the time were up. True: it may sleep all the same; ask again."""
         return False
 
+    def wake(self):
+        """Any thread: wakes a waiter once; True while one is, or may be, asleep."""
+        return False
+
 
 cdef class HandoverLink(Link):
     cdef int send_encoded(self, FrameHeader* header, Encoder enc, int64_t until_ns) except -1:
