@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fastplug.process.runner import AttachedRunner, RunnerFactory
     from fastplug.protocols._remote import Call
     from fastplug.protocols.grpc.descriptors import Descriptors
+    from fastplug.protocols.handle import RemoteMethod
     from fastplug.reattach_config import ReattachConfig
     from fastplug.secure import SecureConfig
     from fastplug.shm.arena import Arena
@@ -253,7 +254,7 @@ def submit(method: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> Call[
         method: a method of a handle, such as ``dsp.total``; one that returns a stream is called instead.
         args, kwargs: its arguments. Arrays that live in shared memory are lent until the call is answered.
 
-    At most 1024 calls are under way on a connection; one more first waits for answers. The deadline in force counts for the call.
+    At most 1024 calls (over gRPC 128) are under way on a connection; one more first waits for answers. The deadline in force counts.
 
     Raises:
         ConfigError: ``method`` is something else. ArgumentError, DeadlineExceeded, Closed, PluginDied: nothing was sent.
@@ -290,17 +291,16 @@ def map(  # noqa: A001  the word of the field
     Raises:
         ConfigError: ``method`` is something else, ``in_flight`` is less than 1. The iterator raises what calls raise.
     """
-    from fastplug.protocols._remote import Mapped
-
     if in_flight < 1 or on_error not in ("cancel", "continue"):
         raise ConfigError(f'map() takes in_flight of at least 1 and on_error "cancel" or "continue", got {in_flight!r} and {on_error!r}')
-    return Mapped(_remote(method, "map"), zip(*iterables, strict=False), in_flight, ordered, on_error == "continue")
+    made: Iterator[Any] = _remote(method, "map").mapped(zip(*iterables, strict=False), in_flight, ordered, on_error == "continue")
+    return made
 
 
-def _remote(method: object, what: str) -> Any:
-    from fastplug.protocols._remote import Remote
+def _remote(method: object, what: str) -> RemoteMethod:
+    from fastplug.protocols.handle import RemoteMethod
 
-    if not isinstance(method, Remote):
+    if not isinstance(method, RemoteMethod):
         raise ConfigError(f"{what}() takes a method of a handle, such as dsp.total, got {type(method).__qualname__}")
     return method
 

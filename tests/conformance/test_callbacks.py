@@ -19,8 +19,6 @@ from tests.plugins.flows_plugin import PlainFlows
 import fastplug
 from fastplug.errors import ArgumentError, ConfigError, DeadlineExceeded, PluginDied, RemoteError
 
-pytestmark = pytest.mark.transports("shm", "socket", "inproc")
-
 SOON_S = 60.0
 
 
@@ -164,7 +162,7 @@ def killed_at(client: fastplug.Client, values: Iterator[int], at: int) -> Iterat
         yield n
 
 
-@pytest.mark.transports("shm", "socket")
+@pytest.mark.transports("shm", "socket", "grpc")
 def test_the_plugin_dies_in_the_middle(transport: str, gate: Gate) -> None:
     endless = range(10**9)
 

@@ -196,7 +196,6 @@ class Machine(RuleBasedStateMachine):
         gc.collect()
 
 
-@pytest.mark.transports("shm", "socket", "inproc")
 @pytest.mark.parametrize("examples", [8, pytest.param(400, marks=pytest.mark.long)])
 def test_flows_do_what_the_model_does(transport: str, examples: int) -> None:
     Machine.transport, Machine.client = transport, None

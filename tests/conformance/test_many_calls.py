@@ -15,8 +15,6 @@ from tests.plugins.flows_api import Floats, Flows
 import fastplug
 from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded, RemoteError
 
-pytestmark = pytest.mark.transports("shm", "socket", "inproc")
-
 SOON_S = 60.0
 
 

@@ -15,6 +15,7 @@ from fastplug.protocols._turn cimport ANSWERED, FAILED, GIVEN_UP, PENDING, Pendi
 
 from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded
 from fastplug.protocols._drawn import Drawn, drawn
+from fastplug.protocols.handle import RemoteMethod
 
 __all__ = ["Call"]        # what users name; the rest is for the protocols
 
@@ -69,11 +70,18 @@ cdef class Remote(Bound):
         self.lane().submit(call, self, args, kwargs, False)
         return call
 
+    def mapped(self, arguments, in_flight: int, ordered: bool, goes_on: bool):
+        """What ``fastplug.map`` gives."""
+        return Mapped(self, arguments, in_flight, ordered, goes_on)
+
     def __repr__(self):
         return f"<fastplug method {self.codec.qualified}>"
 
     def __reduce__(self):
         raise TypeError("a live method cannot be pickled; pickle a fastplug.Spec and open it where it is needed")
+
+
+RemoteMethod.register(Remote)
 
 
 cdef class Call(Pending):

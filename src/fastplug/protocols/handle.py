@@ -6,8 +6,9 @@ names, so that help() and isinstance() tell the truth.
 
 from __future__ import annotations
 
+import abc
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastplug.errors import InterfaceMismatch
@@ -16,7 +17,7 @@ from fastplug.signature import describe, method_text
 if TYPE_CHECKING:
     from fastplug.interfaces import Interface, Method
 
-__all__ = ["Handle", "absent_method", "make_handle"]
+__all__ = ["Handle", "RemoteMethod", "absent_method", "make_handle"]
 
 
 class Handle:
@@ -38,6 +39,18 @@ class Handle:
     def __exit__(self, *exc_info: object) -> None:
         if self._fastplug_client is not None:
             self._fastplug_client.kill()
+
+
+class RemoteMethod(abc.ABC):
+    """What the methods of handles have in common, whatever carries their calls. Each protocol registers its own class."""
+
+    @abc.abstractmethod
+    def submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A Call of this method, for ``fastplug.submit``."""
+
+    @abc.abstractmethod
+    def mapped(self, arguments: Iterator[tuple[Any, ...]], in_flight: int, ordered: bool, goes_on: bool) -> Iterator[Any]:
+        """Results of many calls, for ``fastplug.map``. ``goes_on``: behind a failure."""
 
 
 def absent_method(interface: Interface, method: Method) -> Callable[..., Any]:

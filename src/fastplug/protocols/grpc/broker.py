@@ -35,6 +35,9 @@ STOP_TIMEOUT_S = 2.0
 
 _log = logging.getLogger("fastplug.grpc")
 
+# Of a server for one connection: told when it has come, and when it is gone.
+_Only = tuple[Callable[[], None], Callable[[], None]]
+
 
 class Listening(Protocol):
     """Where connections for one number come in."""
@@ -118,11 +121,24 @@ class Broker:
             listener.close()
             raise
 
+    def serve_one(
+        self, service_id: int, register: Callable[[Any], object], *, dialled: Callable[[], None], ended: Callable[[], None]
+    ) -> _Server:
+        """``accept_and_serve`` for one connection: ``dialled`` is told when it has come, ``ended`` when it is gone."""
+        listener = self.accept(service_id)
+        try:
+            return listener.serve(register, only=(dialled, ended))
+        except BaseException:
+            listener.close()
+            raise
+
     def dial(self, service_id: int, *, timeout_s: float | None = None, options: Sequence[tuple[str, Any]] = ()) -> Any:
         self._check_open()
         stream = self._carrier.dial(service_id, self.timeout_s if timeout_s is None else timeout_s)
         try:
-            channel = self._engine.connect(stream, self._tls, authority=self._authority, limits=Limits(), options=options)
+            channel = self._engine.connect(
+                stream, self._tls, authority=self._authority, limits=Limits(), options=options, directory=self._directory
+            )
         except BaseException:
             stream.close()
             raise
@@ -159,14 +175,16 @@ class Broker:
             _log.error("the brokered connection %s: %s", service_id, reason)
         self._drop(channel)
 
-    def _serve(self, listener: _Listener, register: Callable[[Any], object], interceptors: Sequence[Any], options: Any) -> _Server:
+    def _serve(
+        self, listener: _Listener, register: Callable[[Any], object], interceptors: Sequence[Any], options: Any, only: _Only | None
+    ) -> _Server:
         server = self._engine.server(
             workers=WORKERS, limits=Limits(), interceptors=interceptors, options=options, directory=self._directory
         )
         try:
             register(server)
             server.add_methods(reflection_methods(server.service_names, lambda: (POOL, descriptor_pool.Default(), *server.pools())))
-            return _Server(listener, server, self._tls)
+            return _Server(listener, server, self._tls, only)
         except BaseException:
             server.stop(None)
             raise
@@ -270,9 +288,14 @@ class _Listener:
         self._closed = False
 
     def serve(
-        self, register: Callable[[Any], object], *, interceptors: Sequence[Any] = (), options: Sequence[tuple[str, Any]] = ()
+        self,
+        register: Callable[[Any], object],
+        *,
+        interceptors: Sequence[Any] = (),
+        options: Sequence[tuple[str, Any]] = (),
+        only: _Only | None = None,
     ) -> _Server:
-        self._server = made = self._broker._serve(self, register, interceptors, options)
+        self._server = made = self._broker._serve(self, register, interceptors, options, only)
         if self._closed:
             made._stop()
             raise Closed(f"the listener of broker id {self.service_id} was closed")
@@ -295,10 +318,11 @@ class _Listener:
 class _Server:
     """fastplug.broker.BrokerServer."""
 
-    def __init__(self, listener: _Listener, server: Server, tls: Tls | None) -> None:
+    def __init__(self, listener: _Listener, server: Server, tls: Tls | None, only: _Only | None = None) -> None:
         self._listener = listener
         self._server = server
         self._tls = tls
+        self._only = only
         self._ended = threading.Event()
         self._acceptor = threading.Thread(target=self._accept, name=f"fastplug-grpc-broker-{listener.service_id}", daemon=True)
         self._acceptor.start()
@@ -308,9 +332,18 @@ class _Server:
             while (stream := self._listener.listening.accept()) is not None:
                 connection = self._server.attach(stream, self._tls)
                 connection.closed.add_done_callback(lambda ended: self._tell(ended.result()))
+                if self._only is not None:
+                    self._listener.listening.close()
+                    self._only[0]()
+                    connection.closed.add_done_callback(self._only_gone)
+                    return
         except Exception:  # noqa: BLE001  whatever it is, the peer is the one who would wait for nothing
             if not self._ended.is_set():
                 _log.exception("the brokered server %s takes no more connections", self._listener.service_id)
+
+    def _only_gone(self, ended: object) -> None:
+        if self._only is not None:
+            self._only[1]()
 
     def _tell(self, reason: str) -> None:
         if reason.startswith("TLS"):

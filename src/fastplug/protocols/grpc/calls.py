@@ -9,21 +9,38 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections.abc import Callable
-from queue import SimpleQueue
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 from fastplug.errors import RpcError
 from fastplug.protocols.grpc.channel import Channel, Code, rpc_error
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "UnaryCall", "take"]
 
 # The thread that makes calls has nothing to wait for but its queue.
 JOIN_TIMEOUT_S = 2.0
+# Longest single wait. A signal that comes just before it does not end it, and its Python handler runs only behind it.
+SLICE_S = 0.1
+
+_T = TypeVar("_T")
 
 
-class _Call:
-    """One unary call. ``done`` gets its outcome once: the response, or RpcError; or ``told`` does, on a thread of the engine."""
+def take(queue: SimpleQueue[_T], timeout_s: float | None = None) -> _T:
+    """The next of a queue, in slices, so that Ctrl-C is never missed. Raises queue.Empty after ``timeout_s`` seconds."""
+    until_s = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        left_s = SLICE_S if until_s is None else min(SLICE_S, until_s - time.monotonic())
+        try:
+            return queue.get(timeout=left_s) if left_s > 0 else queue.get_nowait()
+        except Empty:
+            if left_s <= 0:
+                raise
+
+
+class UnaryCall:
+    """One unary call. ``done`` is given its outcome once: the response, or RpcError."""
 
     def __init__(
         self,
@@ -31,10 +48,9 @@ class _Call:
         request: bytes,
         timeout_s: float | None,
         metadata: tuple[tuple[str, str], ...],
-        told: Callable[[bytes | RpcError], object] | None = None,
+        done: Callable[[bytes | RpcError], object],
     ) -> None:
-        self.done: SimpleQueue[bytes | RpcError] = SimpleQueue()
-        self._tell = told or self.done.put
+        self._done = done
         self._path = path
         self._request = request
         self._timeout_s = timeout_s
@@ -47,7 +63,7 @@ class _Call:
             self._pending = made.future(self._request, timeout=self._timeout_s, metadata=self._metadata)
             self._pending.add_done_callback(self._finish)
         except ValueError as error:  # the channel was closed
-            self._tell(RpcError(Code.CANCELLED, str(error)))
+            self._done(RpcError(Code.CANCELLED, str(error)))
 
     def _finish(self, pending: Any) -> None:
         try:
@@ -56,7 +72,7 @@ class _Call:
         except Exception as error:  # noqa: BLE001  a cancelled future raises its engine's own kind of error
             outcome = RpcError(Code.CANCELLED, str(error))
         self._pending = None  # before the caller wakes: its finalizer takes grpcio's locks, too, and must not run on the main thread
-        self._tell(outcome)
+        self._done(outcome)
 
     def cancel(self) -> None:
         pending = self._pending
@@ -85,13 +101,11 @@ class Calls:
 
     def unary(self, path: str, request: bytes, timeout_s: float | None, metadata: tuple[tuple[str, str], ...] = ()) -> bytes:
         """The response; ``metadata`` goes beside that of all calls. Raises RpcError; KeyboardInterrupt at once, which cancels the call."""
-        call = _Call(path, request, timeout_s, (*self._metadata, *metadata))
-        if threading.current_thread() is threading.main_thread():
-            self.post(functools.partial(call.start, self._channel))
-        else:
-            call.start(self._channel)
+        done: SimpleQueue[bytes | RpcError] = SimpleQueue()
+        call = UnaryCall(path, request, timeout_s, (*self._metadata, *metadata), done.put)
+        self._start(call)
         try:
-            outcome = call.done.get()  # ends with the answer, the deadline, the connection, or Ctrl-C
+            outcome = take(done)  # ends with the answer, the deadline, the connection, or Ctrl-C
         except BaseException:
             self.post(call.cancel)
             raise
@@ -99,9 +113,46 @@ class Calls:
             raise outcome
         return outcome
 
-    def send(self, path: str, request: bytes, timeout_s: float, told: Callable[[bytes | RpcError], object]) -> _Call:
+    def _start(self, call: UnaryCall) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.post(functools.partial(call.start, self._channel))
+        else:
+            call.start(self._channel)
+
+    def begin(
+        self,
+        path: str,
+        request: bytes,
+        timeout_s: float | None,
+        metadata: tuple[tuple[str, str], ...],
+        done: Callable[[bytes | RpcError], object],
+    ) -> UnaryCall:
+        """Makes a call and waits for nothing: ``done`` is told the outcome, on a thread of the engine."""
+        call = UnaryCall(path, request, timeout_s, (*self._metadata, *metadata), done)
+        self._start(call)
+        return call
+
+    def run(self, act: Callable[[], Any]) -> Any:
+        """What ``act`` gives or raises, on a thread that may touch the engine; it must not wait for long."""
+        if threading.current_thread() is not threading.main_thread():
+            return act()
+        outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+        def perform() -> None:
+            try:
+                outcome.put((act(), None))
+            except BaseException as error:  # noqa: BLE001  whoever waits raises it
+                outcome.put((None, error))
+
+        self.post(perform)
+        found, error = take(outcome)  # ends with ``act``, or Ctrl-C
+        if error is not None:
+            raise error
+        return found
+
+    def send(self, path: str, request: bytes, timeout_s: float, told: Callable[[bytes | RpcError], object]) -> UnaryCall:
         """Makes a call and waits for nothing: ``told`` gets the outcome. It is cancelled when nobody holds what this returns."""
-        call = _Call(path, request, timeout_s, self._metadata, told)
+        call = UnaryCall(path, request, timeout_s, self._metadata, told)
         self.post(functools.partial(call.start, self._channel))
         return call
 

@@ -192,9 +192,19 @@ class Engine(Protocol):
     name: str
 
     def connect(
-        self, stream: ByteStream, tls: Tls | None, *, authority: str, limits: Limits, options: Sequence[tuple[str, Any]] = ()
+        self,
+        stream: ByteStream,
+        tls: Tls | None,
+        *,
+        authority: str,
+        limits: Limits,
+        options: Sequence[tuple[str, Any]] = (),
+        directory: str | None = None,
     ) -> Channel:
-        """``options``: the user's, as grpcio names them; they win over ``limits``, and an engine ignores those that it does not know."""
+        """``options``: the user's, as grpcio names them; they win over ``limits``, and an engine ignores those that it does not know.
+
+        ``directory``: as for a server.
+        """
         ...
 
     def server(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -23,7 +24,6 @@ from fastplug.errors import (
     RemoteProtocolError,
     RpcError,
     TlsRefused,
-    UnsupportedProtocol,
     seen_by_handler,
 )
 from fastplug.interfaces import Interface
@@ -31,24 +31,28 @@ from fastplug.process.stacks import process_state
 from fastplug.protocol import HostContext
 from fastplug.protocols.grpc.arrays import ArrayCopies
 from fastplug.protocols.grpc.broker import Broker, Conversation
+from fastplug.protocols.grpc.callbacks import Callbacks
 from fastplug.protocols.grpc.calls import Calls
 from fastplug.protocols.grpc.catalog import Catalog
 from fastplug.protocols.grpc.channel import Channel, Code, Limits, select
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.connection import HostConnection
 from fastplug.protocols.grpc.errors import HOST_KEY, Malformed, remote_error_in
+from fastplug.protocols.grpc.exchange import Exchange, ResultStream
 from fastplug.protocols.grpc.host_stdio import HostStdio
 from fastplug.protocols.grpc.messages import DESCRIBE, HEALTH_CHECK, SHUTDOWN, STACK, STATS, Empty, HealthRequest, Json
-from fastplug.protocols.grpc.schema import Rpc, schema_of
+from fastplug.protocols.grpc.schema import schema_of
 from fastplug.protocols.grpc.stdio import STDERR, STDOUT
 from fastplug.protocols.grpc.stream import WITHOUT_A_WORD
 from fastplug.protocols.grpc.streaming import StreamCalls
 from fastplug.protocols.grpc.workers import CALL_KEY
-from fastplug.protocols.handle import absent_method, make_handle
+from fastplug.protocols.handle import RemoteMethod, absent_method, make_handle
 from fastplug.signature import InterfaceDescription, check_offer, checked_description, offered_index
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from fastplug.protocols.grpc.many import GrpcCall, GrpcMapped, InFlight
 
 __all__ = ["GrpcClient"]
 
@@ -101,6 +105,7 @@ class GrpcClient:
         announced = ((HOST_KEY, "1"),)
         self._calls = Calls(self.channel, announced)
         self.streams = StreamCalls(self.channel, self._calls.post, announced)
+        self._callbacks = Callbacks(self.broker, self._calls.run, self._copies, context.name)
         self.catalog = Catalog(self, f"plugin {context.name!r}", config.connect_timeout_s)
         self._conversation = Conversation(self.channel, self.broker)
         sinks = {STDOUT: config.sync_stdout, STDERR: config.sync_stderr}
@@ -135,9 +140,9 @@ class GrpcClient:
         for rpc in schema_of(interface).rpcs:
             name = rpc.method.name
             codec = MethodCodec(rpc, interface.name, self._copies)
-            methods[name] = absent_method(interface, rpc.method) if name in lacking else Remote(self, codec, rpc)
-        for method in interface.methods:
-            methods.setdefault(method.name, _not_carried(interface, method.name))
+            methods[name] = absent_method(interface, rpc.method) if name in lacking else Remote(self, codec)
+            if rpc.callbacks:
+                self._callbacks.start()
         return make_handle(interface, methods, self._context.name)
 
     def _descriptions(self) -> list[InterfaceDescription] | None:
@@ -166,21 +171,71 @@ class GrpcClient:
 
     def call(self, remote: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call. Raises what the class docstring of Remote says."""
-        qualified = remote.codec.qualified
-        self._check_usable(qualified)
+        codec = remote.codec
+        if codec.has_references:
+            exchange, number = self.exchange(remote, args, kwargs, here=not codec.streams)
+            if codec.streams:
+                return ResultStream(exchange)
+            with self._telling_where(number):
+                return exchange.wait()
+        request, timeout_s, number, metadata = self.prepared(remote, args, kwargs)
+        with self._telling_where(number):
+            return codec.decode_result(self._unary(codec.path, request, timeout_s, codec.qualified, f"{codec.qualified}()", metadata))
+
+    def prepared(self, remote: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, float | None, str, Headers]:
+        """Of a call that is about to be made: request, remaining time, number, metadata."""
+        self._check_usable(remote.codec.qualified)
         request = remote.codec.encode_arguments(args, kwargs)
+        return request, *self._counted(remote)
+
+    def _counted(self, remote: Remote) -> tuple[float | None, str, Headers]:
         timeout_s = remaining_s()
         if timeout_s is not None and timeout_s <= 0:
-            raise DeadlineExceeded(f"{qualified}(): the deadline was over before the call; nothing was sent")
+            raise DeadlineExceeded(f"{remote.codec.qualified}(): the deadline was over before the call; nothing was sent")
         self._made += 1  # two threads may lose one to each other; it is a statistic
         outer, number = METADATA.get(), str(next(self._numbers))
-        metadata = ((CALL_KEY, number), *(outer[0].items() if outer is not None else ()))
+        return timeout_s, number, ((CALL_KEY, number), *(outer[0].items() if outer is not None else ()))
+
+    def exchange(self, remote: Remote, args: tuple[Any, ...], kwargs: dict[str, Any], *, here: bool) -> tuple[Exchange, str]:
+        """A call with streams or callbacks, which has been sent, and its number. ``here``: callbacks run on the thread that waits."""
+        codec = remote.codec
+        self._check_usable(codec.qualified)
+        timeout_s, number, metadata = self._counted(remote)
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+
+        def translate(status: RpcError) -> Exception:
+            return self.failure(status, codec.qualified, f"{codec.qualified}()", None if until_s is None else until_s - time.monotonic())
+
+        exchange = Exchange(codec, number, self._callbacks, translate, understands=bool(self._offered))
+        exchange.begin(self.streams, args, kwargs, timeout_s, metadata, here=here)
+        return exchange, number
+
+    @contextlib.contextmanager
+    def _telling_where(self, number: str) -> Iterator[None]:
+        """DeadlineExceeded gets the plugin's stack."""
         try:
-            return remote.codec.decode_result(self._unary(remote.path, request, timeout_s, qualified, f"{qualified}()", metadata))
+            yield
         except DeadlineExceeded as error:
             if not isinstance(error, RemoteError) and not error.plugin_stack:
-                error.plugin_stack, error.no_stack = self._stack(number)
+                error.plugin_stack, error.no_stack = self.stack(number)
             raise
+
+    @functools.cached_property
+    def in_flight(self) -> InFlight:
+        """The submitted calls."""
+        from fastplug.protocols.grpc.many import InFlight
+
+        return InFlight()
+
+    def begin(
+        self, path: str, request: bytes, timeout_s: float | None, metadata: Headers, done: Callable[[bytes | RpcError], object]
+    ) -> Any:
+        """Sends a request; ``done`` is told the outcome, on a thread of the engine."""
+        return self._calls.begin(path, request, timeout_s, metadata, done)
+
+    def post(self, act: Callable[[], None]) -> None:
+        """Has ``act``, which must not raise or wait, run on a thread that may touch the engine."""
+        self._calls.post(act)
 
     def call_unary(self, path: str, request: bytes, timeout_s: float | None, what: str, metadata: Headers = ()) -> bytes:
         """One call of a service. Raises RpcError, DeadlineExceeded, PluginDied, Closed, what a fastplug plugin's handler raised."""
@@ -195,7 +250,7 @@ class GrpcClient:
         """Raises Closed, PluginDied or ConnectionLost."""
         self._check_usable(what)
 
-    def _stack(self, number: str) -> tuple[str, str]:
+    def stack(self, number: str) -> tuple[str, str]:
         """Where the plugin is in a call that was given up, and when that is not known, why."""
         stopped = process_state(self._context.pid) if self._context.pid is not None else ""
         if stopped or not self._offered:
@@ -211,13 +266,17 @@ class GrpcClient:
     def _unary(self, path: str, request: bytes, timeout_s: float | None, qualified: str | None, what: str, metadata: Headers = ()) -> bytes:
         """The response. Raises an error of the tree."""
         self._check_usable(qualified)
-        until = None if timeout_s is None else time.monotonic() + timeout_s - DEADLINE_SLACK_S
+        until = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             return self._calls.unary(path, request, timeout_s, metadata)
         except RpcError as status:
-            if status.code == Code.CANCELLED and until is not None and time.monotonic() >= until:
-                raise DeadlineExceeded(f"{what} was ended by the plugin when its deadline was over") from status
-            raise self._translated(status, qualified, what) from status
+            raise self.failure(status, qualified, what, None if until is None else until - time.monotonic()) from status
+
+    def failure(self, status: RpcError, qualified: str | None, what: str, left_s: float | None) -> Exception:
+        """The error of the tree for a failed call, which had so much time left."""
+        if status.code == Code.CANCELLED and left_s is not None and left_s <= DEADLINE_SLACK_S:
+            return DeadlineExceeded(f"{what} was ended by the plugin when its deadline was over")
+        return self._translated(status, qualified, what)
 
     def _translated(self, status: RpcError, qualified: str | None, what: str) -> Exception:
         """The error of the tree for a failed call."""
@@ -289,6 +348,9 @@ class GrpcClient:
             self.channel.close()
             self.streams.close()
             self._calls.close()
+            self._callbacks.close()
+            if "in_flight" in vars(self):
+                self.in_flight.join()
             self._connection.close()
             self._conversation.join()
             self._stdio.join()
@@ -316,17 +378,7 @@ class GrpcClient:
             yield self.empty(shape, dtype)
 
 
-def _not_carried(interface: Interface, name: str) -> Callable[..., Any]:
-    """Stands for a method with a stream or a callback."""
-
-    def refuse(*args: object, **kwargs: object) -> Any:
-        raise UnsupportedProtocol(
-            f"{interface.name}.{name} has a stream or a callback, which gRPC does not carry; use a local fastplug plugin"
-        )
-
-    return refuse
-
-
+@RemoteMethod.register
 class Remote:
     """One method of a dispensed interface, callable from any thread.
 
@@ -334,17 +386,28 @@ class Remote:
     RemoteProtocolError, and RpcError for any other status.
     """
 
-    def __init__(self, client: GrpcClient, codec: MethodCodec, rpc: Rpc) -> None:
+    def __init__(self, client: GrpcClient, codec: MethodCodec) -> None:
         self.codec = codec
-        self.path = rpc.path
-        self._client = client
-        self.__name__ = rpc.method.name
+        self.client = client
+        self.__name__ = codec.method.name
         self.__qualname__ = codec.qualified
-        self.__doc__ = rpc.method.doc
-        self.__signature__ = rpc.method.signature
+        self.__doc__ = codec.method.doc
+        self.__signature__ = codec.method.signature
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._client.call(self, args, kwargs)
+        return self.client.call(self, args, kwargs)
+
+    def submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GrpcCall:
+        """A Call of this method. Raises what a call raises before it sends anything."""
+        from fastplug.protocols.grpc.many import submitted
+
+        return submitted(self, args, kwargs)
+
+    def mapped(self, arguments: Iterator[tuple[Any, ...]], in_flight: int, ordered: bool, goes_on: bool) -> GrpcMapped:
+        """What ``fastplug.map`` gives."""
+        from fastplug.protocols.grpc.many import GrpcMapped
+
+        return GrpcMapped(self, arguments, in_flight, ordered, goes_on)
 
     def __repr__(self) -> str:
         return f"<fastplug method {self.codec.qualified}>"

@@ -1,343 +1,150 @@
-"""Values <-> protobuf messages, driven by the types of the interface. Pure: values in, bytes out, and back.
+"""The messages of one method <-> its arguments, its result, the items of its streams. Pure but for what passes by reference.
 
-Where a type stands decides its form: a *field* can be repeated, a map or absent; an *element* (of a list, of a map) is one scalar or one
-message, so that a container inside a container has a wrapper message around it. schema.py makes the messages by the same rule.
-
-What was not sent: a field with a default takes the default. Proto cannot tell a list that is absent from an empty one, nor an absent
-Optional from None, so a message says of such fields which ones are empty on purpose (schema.py, CLEARED).
+Streams and callbacks do not travel as values: ``Passing`` and ``Received`` say what becomes of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 from google.protobuf.message import EncodeError
 
 from fastplug import _wire_words as words
-from fastplug._wire_words import Unfit, canonical, got, shown
-from fastplug.annotation import MISSING, Kind, TypeNode
-from fastplug.errors import ArgumentError, ResultError
-from fastplug.protocols.grpc.arrays import ArrayCodec, ArrayCopies, arrow_codec
+from fastplug._wire import unpack_error
+from fastplug._wire_words import Unfit, canonical
+from fastplug.annotation import MISSING, Kind, TypeNode, has_references
+from fastplug.errors import ArgumentError, RemoteError, ResultError
+from fastplug.interfaces import Parameter
+from fastplug.protocols.grpc.arrays import ArrayCopies
+from fastplug.protocols.grpc.elements import Compiler, Field, sent
 from fastplug.protocols.grpc.errors import Malformed
 from fastplug.protocols.grpc.names import field_names
-from fastplug.protocols.grpc.schema import CLEARED, Rpc, is_clearable, is_map_key
-from fastplug.protocols.grpc.values import Scalar, complex_value, scalar_codec
+from fastplug.protocols.grpc.schema import CLEARED, FAILED, Rpc
 
-__all__ = ["MethodCodec"]
+__all__ = ["MethodCodec", "Passing", "Received"]
 
-# docs/wire.md, "Values": the same limit on every transport.
-DEPTH_MAX = 64
 
-_Write = Callable[[Any, Any, int], None]
-_Read = Callable[[Any, int], Any]
+class _Number(int):
+    """A broker's number, among arguments."""
 
 
-class _Field(NamedTuple):
-    """write(parent, value, depth); read(parent, depth) -> the value, or MISSING where the sender left it out."""
+class Passing(Protocol):
+    """What becomes of arguments that do not travel as values."""
 
-    write: _Write
-    read: _Read
+    def stream(self, value: Any) -> None:
+        """The argument that is a stream. Raises Unfit."""
 
+    def callback(self, value: Any, node: TypeNode, rpcs: tuple[Rpc, ...]) -> int:
+        """The broker's number for something that the peer may call. Raises Unfit."""
+        ...
 
-class _Message(NamedTuple):
-    """write(message, value, depth); read(message, depth) -> the value."""
 
-    write: _Write
-    read: _Read
+class Received(Protocol):
+    """What stands in the handler for arguments that did not travel as values."""
 
-
-_Element = Scalar | _Message
-
-
-class _Compiler:
-    """Types to codecs. A class is compiled once, so that a recursive dataclass ends."""
-
-    def __init__(self, copies: ArrayCopies) -> None:
-        self.copies = copies
-        self.structs: dict[type | None, _Message] = {}
-
-    def fields(self, names: list[str], nodes: list[tuple[TypeNode, bool]]) -> list[_Field]:
-        """Of one message; each type with whether the field has a default."""
-        *plain, cleared = field_names([*names, CLEARED])
-        found = []
-        for number, (name, (node, defaulted)) in enumerate(zip(plain, nodes, strict=True), 1):
-            field = self.field(name, node, presence=defaulted)
-            found.append(_clearable_field(field, number, cleared) if defaulted and is_clearable(node) else field)
-        return found
-
-    def field(self, name: str, node: TypeNode, *, presence: bool = False) -> _Field:
-        if node.kind in (Kind.LIST, Kind.SEQUENCE):
-            return _repeated_field(name, node, self.element(node.args[0]))
-        if node.kind == Kind.DICT and is_map_key(node.args[0]):
-            return _map_field(name, self.element(node.args[0]), self.element(node.args[1]))
-        if node.kind == Kind.DICT:
-            return _entries_field(name, self.field("key", node.args[0]), self.field("value", node.args[1]))
-        if node.kind == Kind.OPTIONAL:
-            return _optional_field(_single_field(name, self.element(node.args[0]), presence=True))
-        if node.kind == Kind.NONE:
-            return _Field(_write_none, lambda parent, depth: None)
-        return _single_field(name, self.element(node), presence=presence)
-
-    def element(self, node: TypeNode) -> _Element:
-        match node.kind:
-            case Kind.NONE:
-                return _Message(_write_none, lambda message, depth: None)
-            case Kind.COMPLEX:
-                return _Message(_write_complex, lambda message, depth: complex(message.real, message.imag))
-            case Kind.ARRAY:
-                array = ArrayCodec(node.dtype, self.copies)
-                return _Message(lambda message, value, depth: array.write(message, value), lambda message, depth: array.read(message))
-            case Kind.ARROW:
-                return arrow_codec(node.cls.__name__ if node.cls else "", self.copies)
-            case Kind.TUPLE:
-                names = [f"item{i}" for i in range(len(node.args))]
-                return _tuple([self.field(name, part) for name, part in zip(names, node.args, strict=True)])
-            case Kind.STRUCT:
-                return self._struct(node)
-            case Kind.LIST | Kind.SEQUENCE | Kind.DICT:
-                return _Message(*self.field("items", node))
-            case Kind.OPTIONAL:
-                return _Message(*self.field("value", node))
-            case _:
-                return scalar_codec(node)
-
-    def _struct(self, node: TypeNode) -> _Message:
-        if node.cls not in self.structs:
-            fields: list[tuple[str, _Field, Any]] = []
-            # In the table before its fields are compiled: they may lead back here.
-            self.structs[node.cls] = _struct(node.cls, fields)
-            made = self.fields([f.name for f in node.fields], [(f.node, f.default is not MISSING) for f in node.fields])
-            fields.extend((f.name, field, f.default) for f, field in zip(node.fields, made, strict=True))
-        return self.structs[node.cls]
-
-
-def _deeper(depth: int) -> int:
-    """One container further in. The sender's Unfit and the receiver's ValueError are told apart by who asked."""
-    if depth >= DEPTH_MAX:
-        raise Unfit(f"a value nested deeper than {DEPTH_MAX} levels (does it contain itself?)", final=True)
-    return depth + 1
-
-
-def _write_none(message: Any, value: Any, depth: int) -> None:
-    if value is not None:
-        raise Unfit(got(value))
-
-
-def _write_complex(message: Any, value: Any, depth: int) -> None:
-    number = complex_value(value)
-    message.real, message.imag = number.real, number.imag
-
-
-def _single_field(name: str, element: _Element, *, presence: bool) -> _Field:
-    if isinstance(element, Scalar):
-        to_proto, from_proto = element
-
-        def write_scalar(parent: Any, value: Any, depth: int) -> None:
-            setattr(parent, name, to_proto(value))
-
-        def read_scalar(parent: Any, depth: int) -> Any:
-            return from_proto(getattr(parent, name)) if not presence or parent.HasField(name) else MISSING
-
-        return _Field(write_scalar, read_scalar)
-    write_message, read_message = element
-
-    def write(parent: Any, value: Any, depth: int) -> None:
-        message = getattr(parent, name)
-        message.SetInParent()
-        write_message(message, value, depth)
-
-    def read(parent: Any, depth: int) -> Any:
-        return read_message(getattr(parent, name), depth) if parent.HasField(name) else MISSING
-
-    return _Field(write, read)
-
-
-def _optional_field(field: _Field) -> _Field:
-    def write(parent: Any, value: Any, depth: int) -> None:
-        if value is not None:
-            field.write(parent, value, depth)
-
-    def read(parent: Any, depth: int) -> Any:
-        value = field.read(parent, depth)
-        return None if value is MISSING else value
-
-    return _Field(write, read)
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, (list, tuple, dict)) and not value)
-
-
-def _clearable_field(field: _Field, number: int, cleared: str) -> _Field:
-    def write(parent: Any, value: Any, depth: int) -> None:
-        field.write(parent, value, depth)
-        if _is_empty(value):
-            getattr(parent, cleared).append(number)
-
-    def read(parent: Any, depth: int) -> Any:
-        value = field.read(parent, depth)
-        return MISSING if _is_empty(value) and number not in getattr(parent, cleared) else value
-
-    return _Field(write, read)
-
-
-def _repeated_field(name: str, node: TypeNode, element: _Element) -> _Field:
-    wanted, word = (list, "list") if node.kind == Kind.LIST else (tuple, "tuple")
-
-    def write(parent: Any, value: Any, depth: int) -> None:
-        if not isinstance(value, wanted):
-            raise Unfit(words.got_sequence(value, word))
-        inner, items, done = _deeper(depth), getattr(parent, name), 0
-        try:
-            if isinstance(element, Scalar):
-                raw: list[Any] = []
-                for item in value:
-                    raw.append(element.to_proto(item))
-                    done += 1
-                items.extend(raw)
-            else:
-                for item in value:
-                    element.write(items.add(), item, inner)
-                    done += 1
-        except Unfit as unfit:
-            unfit.inside(f"{word} whose item {done} is")
-            raise
-
-    def read(parent: Any, depth: int) -> Any:
-        inner, items = _deeper(depth), getattr(parent, name)
-        if isinstance(element, Scalar):
-            return wanted(map(element.from_proto, items))
-        return wanted(element.read(item, inner) for item in items)
-
-    return _Field(write, read)
-
-
-def _map_field(name: str, key: _Element, value: _Element) -> _Field:
-    assert isinstance(key, Scalar)
-
-    def write(parent: Any, mapping: Any, depth: int) -> None:
-        if not isinstance(mapping, dict):
-            raise Unfit(got(mapping))
-        inner, entries = _deeper(depth), getattr(parent, name)
-        for k, v in mapping.items():
-            raw = _within("dict with a key that is", key.to_proto, k)
-            if isinstance(value, Scalar):
-                entries[raw] = _within(f"dict whose value at {shown(k)} is", value.to_proto, v)
-            else:
-                _within(f"dict whose value at {shown(k)} is", value.write, entries[raw], v, inner)
-
-    def read(parent: Any, depth: int) -> dict[Any, Any]:
-        inner, entries = _deeper(depth), getattr(parent, name)
-        if isinstance(value, Scalar):
-            return {key.from_proto(k): value.from_proto(v) for k, v in entries.items()}
-        return {key.from_proto(k): value.read(v, inner) for k, v in entries.items()}
-
-    return _Field(write, read)
-
-
-def _entries_field(name: str, key: _Field, value: _Field) -> _Field:
-    """A dict whose keys a proto map cannot have."""
-
-    def write(parent: Any, mapping: Any, depth: int) -> None:
-        if not isinstance(mapping, dict):
-            raise Unfit(got(mapping))
-        inner, entries = _deeper(depth), getattr(parent, name)
-        for k, v in mapping.items():
-            entry = entries.add()
-            _within("dict with a key that is", key.write, entry, k, inner)
-            _within(f"dict whose value at {shown(k)} is", value.write, entry, v, inner)
-
-    def read(parent: Any, depth: int) -> dict[Any, Any]:
-        inner = _deeper(depth)
-        return {_sent(key, entry, "key", inner): _sent(value, entry, "value", inner) for entry in getattr(parent, name)}
-
-    return _Field(write, read)
-
-
-def _tuple(fields: list[_Field]) -> _Message:
-    def write(message: Any, value: Any, depth: int) -> None:
-        if not isinstance(value, tuple):
-            raise Unfit(words.got_sequence(value, "tuple"))
-        if len(value) != len(fields):
-            raise Unfit(f"tuple of length {len(value)}")
-        inner = _deeper(depth)
-        for i, (field, item) in enumerate(zip(fields, value, strict=True)):
-            _within(f"tuple whose item {i} is", field.write, message, item, inner)
-
-    def read(message: Any, depth: int) -> tuple[Any, ...]:
-        inner = _deeper(depth)
-        return tuple(_sent(field, message, f"item{i}", inner) for i, field in enumerate(fields))
-
-    return _Message(write, read)
-
-
-def _struct(cls: Any, fields: list[tuple[str, _Field, Any]]) -> _Message:
-    def write(message: Any, value: Any, depth: int) -> None:
-        if not isinstance(value, cls):
-            raise Unfit(got(value))
-        inner = _deeper(depth)
-        for name, field, _ in fields:
-            _within(f"{cls.__name__} whose field {name!r} is", field.write, message, getattr(value, name), inner)
-
-    def read(message: Any, depth: int) -> Any:
-        inner = _deeper(depth)
-        values = {name: _sent(field, message, name, inner, default) for name, field, default in fields}
-        # Absent means default: the constructor fills it in.
-        return cls(**{name: value for name, value in values.items() if value is not MISSING})
-
-    return _Message(write, read)
-
-
-def _within(where: str, write: Callable[..., Any], *args: Any) -> Any:
-    try:
-        return write(*args)
-    except Unfit as unfit:
-        unfit.inside(where)
-        raise
-
-
-def _sent(field: _Field, message: Any, name: str, depth: int, default: Any = MISSING) -> Any:
-    """The field's value. What must be there and is not: None for a None, else the peer's fault."""
-    value = field.read(message, depth)
-    if value is MISSING and default is MISSING:
-        raise ValueError(f"field {name!r} is missing")
-    return value
+    def stream(self) -> Any: ...
+    def callback(self, number: int, node: TypeNode, rpcs: tuple[Rpc, ...]) -> Any: ...
 
 
 class MethodCodec:
     """Requests and responses of one method. Thread-safe.
 
-    Args: ``rpc`` its path and message classes; ``interface`` the name for error texts; ``copies`` counts array copies.
+    Args: ``rpc`` its path and message classes; ``interface`` the name for error texts; ``copies`` counts array copies; ``callback``: the
+    host answers it.
     """
 
-    def __init__(self, rpc: Rpc, interface: str, copies: ArrayCopies) -> None:
-        compiler = _Compiler(copies)
+    def __init__(self, rpc: Rpc, interface: str, copies: ArrayCopies, *, callback: bool = False) -> None:
+        compiler = Compiler(copies)
         method = rpc.method
         self.method = method
-        self.qualified = f"{interface}.{method.name}"
+        self.path = rpc.path
+        self.qualified = f"{interface}.{method.name}" if method.name else interface
+        self.callback = callback
+        self._callbacks = rpc.callbacks
         self._names = [parameter.name for parameter in method.parameters]
         self._keyword_only = [parameter.name for parameter in method.parameters if parameter.keyword_only]
         self._request, self._response = rpc.request, rpc.response
         self._fields = compiler.fields(self._names, [(p.node, p.default is not MISSING) for p in method.parameters])
-        (self._result,) = compiler.fields(["result"], [(method.returns, False)])
+        self.streams = method.returns.kind == Kind.STREAM
+        self._returns = method.returns.args[0] if self.streams else method.returns
+        (self._result,) = compiler.fields(["result"], [(self._returns, False)])
+        fed = [index for index, p in enumerate(method.parameters) if p.node.kind == Kind.STREAM]
+        self._fed = fed[0] if fed else None
+        self._failed = field_names([*self._names, CLEARED, FAILED])[-1]
 
-    def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        """The request. Raises ArgumentError; nothing was sent."""
+    @property
+    def takes_stream(self) -> bool:
+        """Whether one of its parameters is a stream."""
+        return self._fed is not None
+
+    @property
+    def only_stream(self) -> bool:
+        """Whether a stream is all that it takes: then each request is an item."""
+        return self.takes_stream and len(self._fields) == 1
+
+    @property
+    def has_references(self) -> bool:
+        """Whether it has streams or callbacks."""
+        return self.method.has_references
+
+    def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any], passing: Passing | None = None) -> bytes:
+        """The request, without an item of a stream. Raises ArgumentError; nothing was sent."""
         message = self._request()
         for parameter, field, given in zip(self.method.parameters, self._fields, self._bound(args, kwargs), strict=True):
             if given is MISSING:
                 continue  # the plugin's default
             try:
-                field.write(message, given, 0)
+                if parameter.node.kind == Kind.STREAM and passing is not None:
+                    passing.stream(given)
+                elif has_references(parameter.node) and passing is not None:
+                    number = 0
+                    if given is not None or parameter.node.kind != Kind.OPTIONAL:
+                        node = parameter.node.args[0] if parameter.node.kind == Kind.OPTIONAL else parameter.node
+                        number = passing.callback(given, node, self._callbacks[parameter.name])
+                    field.write(message, number, 0)
+                else:
+                    field.write(message, given, 0)
             except Exception as error:  # noqa: BLE001  argument_error sorts out what concerns the value
                 raise words.argument_error(self.qualified, parameter.name, canonical(parameter.node), given, error)  # noqa: B904  it has its cause
+        return self._serialized(message)
+
+    def _serialized(self, message: Any) -> bytes:
         try:
             data: bytes = message.SerializeToString()
         except (EncodeError, ValueError) as error:
             text = f"{self.qualified}(): the arguments are more than 2 GiB, protobuf's limit; send them in pieces"
             raise ArgumentError(text, method=self.qualified) from error
         return data
+
+    def encode_item(self, value: Any) -> bytes:
+        """A request with an item of the stream that the method takes. Raises ArgumentError."""
+        assert self._fed is not None
+        message = self._request()
+        try:
+            self._fields[self._fed].write(message, value, 0)
+        except Exception as error:  # noqa: BLE001  argument_error sorts out what concerns the value
+            node = self.method.parameters[self._fed].node.args[0]
+            raise words.argument_error(self.qualified, "item of the stream", canonical(node), value, error)  # noqa: B904  it has its cause
+        return self._serialized(message)
+
+    def encode_failure(self, error: bytes) -> bytes:
+        """The last request of a stream that failed; ``error`` as in wire.md, "Errors"."""
+        message = self._request()
+        setattr(message, self._failed, error)
+        return self._serialized(message)
+
+    def decode_item(self, data: bytes) -> Any:
+        """The item in a request; MISSING when it has none. Raises Malformed, and what the stream failed with, as RemoteError."""
+        assert self._fed is not None
+        try:
+            message = self._request.FromString(data)
+            if message.HasField(self._failed):
+                raise unpack_error(getattr(message, self._failed), self.qualified)
+            return self._fields[self._fed].read(message, 0)
+        except RemoteError:
+            raise
+        except Exception as error:
+            raise Malformed(f"{self.qualified}(): an item of the stream is malformed: {_words(error)}") from error
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The value of each parameter, MISSING where its default stands; the rules and words of the compiled codec."""
@@ -357,23 +164,47 @@ class MethodCodec:
             raise words.missing(self.qualified, [p.name for p in lacking if not p.keyword_only], [p.name for p in lacking])
         return values
 
-    def decode_arguments(self, data: bytes) -> tuple[list[Any], dict[str, Any]]:
-        """What to call the handler with. Raises Malformed."""
+    def decode_arguments(self, data: bytes, received: Received | None = None) -> tuple[list[Any], dict[str, Any]]:
+        """What to call the handler with. Raises Malformed, and what ``received`` raises."""
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         try:
             message = self._request.FromString(data)
-            for parameter, field in zip(self.method.parameters, self._fields, strict=True):
-                value = _sent(field, message, parameter.name, 0, parameter.default)
-                if value is MISSING:
-                    value = parameter.default
-                if parameter.keyword_only:
-                    kwargs[parameter.name] = value
-                else:
-                    args.append(value)
+            values = [
+                self._argument(parameter, field, message) for parameter, field in zip(self.method.parameters, self._fields, strict=True)
+            ]
         except Exception as error:  # bad bytes, bad values, what a struct's own constructor raises
             raise Malformed(f"{self.qualified}(): the host's request is malformed: {_words(error)}") from error
+        for parameter, value in zip(self.method.parameters, values, strict=True):
+            if received is not None and has_references(parameter.node):
+                value = self._received(parameter, value, received)  # noqa: PLW2901
+            if parameter.keyword_only:
+                kwargs[parameter.name] = value
+            else:
+                args.append(value)
         return args, kwargs
+
+    @staticmethod
+    def _argument(parameter: Parameter, field: Field, message: Any) -> Any:
+        if parameter.node.kind == Kind.STREAM:
+            return None
+        if has_references(parameter.node):
+            number = field.read(message, 0)
+            if number is MISSING and parameter.default is not MISSING:
+                return parameter.default
+            if number in (0, MISSING) and parameter.node.kind != Kind.OPTIONAL:
+                raise ValueError(f"field {parameter.name!r} is missing")
+            return None if number in (0, MISSING) else _Number(number)
+        value = sent(field, message, parameter.name, 0, parameter.default)
+        return parameter.default if value is MISSING else value
+
+    def _received(self, parameter: Parameter, value: Any, received: Received) -> Any:
+        if parameter.node.kind == Kind.STREAM:
+            return received.stream()
+        if isinstance(value, _Number):
+            node = parameter.node.args[0] if parameter.node.kind == Kind.OPTIONAL else parameter.node
+            return received.callback(int(value), node, self._callbacks[parameter.name])
+        return value
 
     def encode_result(self, value: Any) -> bytes:
         """The response. Raises ResultError."""
@@ -381,7 +212,7 @@ class MethodCodec:
         try:
             self._result.write(message, value, 0)
         except Exception as error:  # noqa: BLE001  result_error sorts out what concerns the value
-            raise words.result_error(self.qualified, canonical(self.method.returns), value, error)  # noqa: B904  it has its cause
+            raise words.result_error(self.qualified, canonical(self._returns), value, error, callback=self.callback)  # noqa: B904  it has its cause
         try:
             data: bytes = message.SerializeToString()
         except (EncodeError, ValueError) as error:
@@ -391,7 +222,7 @@ class MethodCodec:
     def decode_result(self, data: bytes) -> Any:
         """The value. Raises Malformed."""
         try:
-            return _sent(self._result, self._response.FromString(data), "result", 0)
+            return sent(self._result, self._response.FromString(data), "result", 0)
         except Exception as error:  # bad bytes, bad values, what a struct's own constructor raises
             raise Malformed(f"{self.qualified}(): the plugin's response is malformed: {_words(error)}") from error
 

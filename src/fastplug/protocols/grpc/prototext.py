@@ -37,7 +37,10 @@ def _reference(full: str, local: set[str]) -> str:
 
 def _service(service: descriptor_pb2.ServiceDescriptorProto) -> list[str]:
     local = {method.name for method in service.method}
-    lines = [f"  rpc {m.name}({_reference(m.input_type, local)}) returns ({_reference(m.output_type, local)});" for m in service.method]
+    lines = []
+    for m in service.method:
+        takes, gives = "stream " * m.client_streaming, "stream " * m.server_streaming
+        lines.append(f"  rpc {m.name}({takes}{_reference(m.input_type, local)}) returns ({gives}{_reference(m.output_type, local)});")
     return [f"service {service.name} {{", *lines, "}"]
 
 

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from fastplug.annotation import MISSING, Kind, TypeNode
+from fastplug.annotation import MISSING, Kind, TypeNode, has_references
 from fastplug.errors import ConfigError
-from fastplug.interfaces import Interface, Method
+from fastplug.interfaces import Interface, Method, Parameter
 from fastplug.protocols.grpc.names import Names, camel, enum_members, field_names, package_of, service_of, upper_snake
 
-__all__ = ["CLEARED", "Rpc", "Schema", "is_clearable", "is_map_key", "is_scalar", "schema_of"]
+__all__ = ["CLEARED", "FAILED", "Rpc", "Schema", "is_clearable", "is_map_key", "is_scalar", "schema_of"]
 
 _Field = descriptor_pb2.FieldDescriptorProto
+_Service = descriptor_pb2.ServiceDescriptorProto
+# The one method of the service that a plain callable becomes.
+CALL = "Call"
 
 # What stands for a Python value in one proto scalar. Text forms (datetime and the like) are the codec's business.
 _SCALARS = {
@@ -55,11 +60,13 @@ _FIXED: dict[Kind, tuple[str, list[tuple[str, int, int]]]] = {
 # that does not know the field yet leaves the default in place, on this transport as on the others. Just below the numbers that protobuf
 # keeps for itself.
 CLEARED, CLEARED_NUMBER = "cleared", 18999
+# Of the requests of a method that takes a stream: what the stream failed with, instead of a further item.
+FAILED, FAILED_NUMBER = "failed", 18998
 
 
 def is_clearable(node: TypeNode) -> bool:
     """Whether proto cannot tell an absent field of this type from an empty one, or from None."""
-    return node.kind in (Kind.LIST, Kind.SEQUENCE, Kind.DICT, Kind.OPTIONAL)
+    return node.kind in (Kind.LIST, Kind.SEQUENCE, Kind.DICT) or (node.kind == Kind.OPTIONAL and not has_references(node))
 
 
 def is_scalar(node: TypeNode) -> bool:
@@ -74,12 +81,13 @@ def is_map_key(node: TypeNode) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rpc:
-    """One method: its path on the wire and its message classes."""
+    """One method: its path on the wire and its message classes; ``callbacks``: by parameter, what the other side may call there."""
 
     method: Method
     path: str
     request: type[Any]
     response: type[Any]
+    callbacks: Mapping[str, tuple[Rpc, ...]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,9 +101,17 @@ class Schema:
     rpcs: tuple[Rpc, ...]
 
 
-def _plain(interface: Interface) -> list[Method]:
-    """Methods without streams and callbacks: the only ones that have a gRPC form so far."""
-    return [method for method in interface.methods if not method.has_references]
+def _callback_node(parameter: Parameter) -> TypeNode | None:
+    """The type of what is called back there; None for any other parameter."""
+    node = parameter.node.args[0] if parameter.node.kind == Kind.OPTIONAL else parameter.node
+    return node if node.kind == Kind.CALLBACK else None
+
+
+def _method_of(node: TypeNode) -> Method:
+    """A plain callable as a method without a name."""
+    *takes, returns = node.args
+    parameters = [Parameter(f"argument{i}", one, MISSING, False) for i, one in enumerate(takes)]
+    return Method("", 0, tuple(parameters), returns, False, None, inspect.Signature())
 
 
 class _Builder:
@@ -112,34 +128,68 @@ class _Builder:
         self.made: dict[Any, str] = {}
         self.service = self.file.service.add(name=service)
         rpc_names = Names()
-        methods = [(method, rpc_names.claim(camel(method.name))) for method in _plain(interface)]
+        methods = [(method, rpc_names.claim(camel(method.name))) for method in interface.methods]
         # Requests and responses get their plain names before any user class does: they are what a Go author types.
-        messages = [(self.names.claim(f"{name}Request"), self.names.claim(f"{name}Response")) for _, name in methods]
+        messages = [self._messages(name) for _, name in methods]
+        self.callbacks = [(method, self._callback_services(method, name)) for method, name in methods]
         for (method, name), (request, response) in zip(methods, messages, strict=True):
-            self._method(method, name, request, response)
+            self._method(self.service, method, name, request, response)
+        for _, services in self.callbacks:
+            for callback, own, request, response in services.values():
+                self._method(own, callback, CALL, request, response)
 
-    def _method(self, method: Method, name: str, request: str, response: str) -> None:
+    def _messages(self, name: str) -> tuple[str, str]:
+        return self.names.claim(f"{name}Request"), self.names.claim(f"{name}Response")
+
+    def _callback_services(self, method: Method, name: str) -> dict[str, tuple[Method, _Service, str, str]]:
+        """A service of its own for each plain callable that the method takes."""
+        made = {}
+        for parameter in method.parameters:
+            node = _callback_node(parameter)
+            if node is not None and node.interface is None:
+                service = self.file.service.add(name=self.names.claim(f"{name}{camel(parameter.name)}"))
+                made[parameter.name] = (_method_of(node), service, *self._messages(service.name))
+        return made
+
+    def _method(self, service: _Service, method: Method, name: str, request: str, response: str) -> None:
         message = self.file.message_type.add(name=request)
         nodes = [(parameter.node, parameter.default is not MISSING) for parameter in method.parameters]
-        self._fields(message, [parameter.name for parameter in method.parameters], nodes)
-        self._fields(self.file.message_type.add(name=response), ["result"], [(method.returns, False)])
-        self.service.method.add(name=name, input_type=self._full(request), output_type=self._full(response))
+        takes_stream = any(node.kind == Kind.STREAM for node, _ in nodes)
+        self._fields(message, [parameter.name for parameter in method.parameters], nodes, can_fail=takes_stream)
+        streams = method.returns.kind == Kind.STREAM
+        result = method.returns.args[0] if streams else method.returns
+        self._fields(self.file.message_type.add(name=response), ["result"], [(result, False)])
+        rpc = service.method.add(name=name, input_type=self._full(request), output_type=self._full(response))
+        if takes_stream:
+            rpc.client_streaming = True
+        if streams:
+            rpc.server_streaming = True
 
     def _full(self, name: str) -> str:
         return f".{self.file.package}.{name}"
 
-    def _fields(self, message: descriptor_pb2.DescriptorProto, names: list[str], nodes: list[tuple[TypeNode, bool]]) -> None:
-        *plain, cleared = field_names([*names, CLEARED])
+    def _fields(
+        self, message: descriptor_pb2.DescriptorProto, names: list[str], nodes: list[tuple[TypeNode, bool]], *, can_fail: bool = False
+    ) -> None:
+        *plain, cleared, failed = field_names([*names, CLEARED, FAILED])
         for number, (name, (node, defaulted)) in enumerate(zip(plain, nodes, strict=True), 1):
             field = message.field.add(name=name, number=number)
             self._field(message, field, node, presence=defaulted)
         if any(defaulted and is_clearable(node) for node, defaulted in nodes):
             message.field.add(name=cleared, number=CLEARED_NUMBER, label=_Field.LABEL_REPEATED, type=_Field.TYPE_UINT32)
+        if can_fail:
+            message.field.add(name=failed, number=FAILED_NUMBER, label=_Field.LABEL_OPTIONAL, type=_Field.TYPE_BYTES, proto3_optional=True)
         _add_presence_oneofs(message)
 
     def _field(self, message: descriptor_pb2.DescriptorProto, field: _Field, node: TypeNode, *, presence: bool) -> None:
         field.label = _Field.LABEL_OPTIONAL
-        if node.kind == Kind.OPTIONAL and node.args[0].kind not in (Kind.LIST, Kind.SEQUENCE, Kind.DICT):
+        if node.kind == Kind.STREAM:
+            self._set_type(field, node.args[0])
+            field.proto3_optional = is_scalar(node.args[0])  # a message may come without an item
+        elif has_references(node):
+            field.type = _Field.TYPE_UINT32
+            field.proto3_optional = presence or node.kind == Kind.OPTIONAL
+        elif node.kind == Kind.OPTIONAL and node.args[0].kind not in (Kind.LIST, Kind.SEQUENCE, Kind.DICT):
             self._field(message, field, node.args[0], presence=True)
         elif node.kind in (Kind.LIST, Kind.SEQUENCE):
             field.label = _Field.LABEL_REPEATED
@@ -261,15 +311,29 @@ def schema_of(interface: Interface) -> Schema:
     Raises:
         ConfigError: names that protobuf cannot tell apart.
     """
-    file = _Builder(interface).file
+    builder = _Builder(interface)
+    file = builder.file
     pool = descriptor_pool.DescriptorPool()
     try:
         pool.AddSerializedFile(file.SerializeToString())
         service = pool.FindServiceByName(f"{file.package}.{file.service[0].name}")
     except (TypeError, KeyError) as error:
         raise ConfigError(f"interface {interface.name} cannot be expressed in protobuf: {error}. Rename what it mentions.") from error
+
+    def made(method: Method, service: _Service, rpc: Any, callbacks: Mapping[str, tuple[Rpc, ...]]) -> Rpc:
+        request, response = (
+            message_factory.GetMessageClass(pool.FindMessageTypeByName(name[1:])) for name in (rpc.input_type, rpc.output_type)
+        )
+        return Rpc(method, f"/{file.package}.{service.name}/{rpc.name}", request, response, callbacks)
+
     rpcs = []
-    for method, rpc in zip(_plain(interface), file.service[0].method, strict=True):
-        classes = [message_factory.GetMessageClass(pool.FindMessageTypeByName(name[1:])) for name in (rpc.input_type, rpc.output_type)]
-        rpcs.append(Rpc(method, f"/{service.full_name}/{rpc.name}", *classes))
+    for (method, services), rpc in zip(builder.callbacks, file.service[0].method, strict=True):
+        callbacks: dict[str, tuple[Rpc, ...]] = {
+            name: (made(one, service, service.method[0], {}),) for name, (one, service, _, _) in services.items()
+        }
+        for parameter in method.parameters:
+            node = _callback_node(parameter)
+            if node is not None and node.interface is not None:
+                callbacks[parameter.name] = schema_of(node.interface).rpcs
+        rpcs.append(made(method, file.service[0], rpc, callbacks))
     return Schema(interface, file, pool, service.full_name, tuple(rpcs))

@@ -6,12 +6,10 @@ import json
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from typing import Any
 
 from google.protobuf import descriptor_pool
 
-from fastplug.errors import RemoteProtocolError, RpcError
 from fastplug.interfaces import Interface, check_implementation
 from fastplug.net.listener import Listener, TcpListener, listen
 from fastplug.net.relay import relay
@@ -20,22 +18,21 @@ from fastplug.protocol import PluginContext
 from fastplug.protocols.grpc.arrays import ArrayCopies
 from fastplug.protocols.grpc.broker import Broker, Carrier
 from fastplug.protocols.grpc.carrier import AnnouncedSockets
-from fastplug.protocols.grpc.channel import ByteStream, CallContext, Code, Handler, HandlerKind, Limits, Tls, select
+from fastplug.protocols.grpc.channel import ByteStream, Handler, HandlerKind, Limits, Tls, select
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.connection import PluginMux
-from fastplug.protocols.grpc.errors import HOST_KEY, status_of
 from fastplug.protocols.grpc.messages import POOL, START_STREAM, ConnInfo
 from fastplug.protocols.grpc.reflection import reflection_methods
-from fastplug.protocols.grpc.schema import Rpc, schema_of
+from fastplug.protocols.grpc.schema import schema_of
 from fastplug.protocols.grpc.services import Services
+from fastplug.protocols.grpc.serving import PENDING_CALLS_MAX, Serving
 from fastplug.protocols.grpc.stream import SocketStream
-from fastplug.protocols.grpc.workers import Job, Workers
+from fastplug.protocols.grpc.targets import Targets
+from fastplug.protocols.grpc.workers import Workers
 from fastplug.signature import describe_interface
 
 __all__ = ["GrpcServer"]
 
-# Calls that may wait for the main thread, each on a thread of the engine; the ones beyond are told so at once.
-PENDING_CALLS_MAX = 240
 # What must be answered while that many calls wait: health, shutdown, a few streams that are held open.
 INTERNAL_WORKERS = 16
 # For the answer to Shutdown to leave; the host takes a broken connection for success, too.
@@ -50,24 +47,6 @@ JOIN_TIMEOUT_S = 2.0
 _log = logging.getLogger(__name__)
 
 
-class _Method:
-    """One served method. ``run`` belongs to the main thread."""
-
-    def __init__(self, rpc: Rpc, interface: Interface, function: Callable[..., Any], copies: ArrayCopies) -> None:
-        self.codec = MethodCodec(rpc, interface.name, copies)
-        self._function = function
-
-    def run(self, request: bytes, *, fastplug_host: bool) -> bytes:
-        """The response. Raises RpcError, whatever the handler raised: a handler must not end the plugin."""
-        try:
-            args, kwargs = self.codec.decode_arguments(request)
-            return self.codec.encode_result(self._function(*args, **kwargs))
-        except RemoteProtocolError as error:
-            raise RpcError(Code.INVALID_ARGUMENT, error.args[0]) from error
-        except BaseException as error:
-            raise status_of(error, fastplug_host=fastplug_host) from error
-
-
 class GrpcServer:
     """ServerProtocol over gRPC. Handlers run on the thread that calls ``run``, and ``workers`` - 1 others."""
 
@@ -76,7 +55,6 @@ class GrpcServer:
 
     def __init__(self, context: PluginContext) -> None:
         self._workers = Workers(context.config.workers)
-        self._slots = threading.BoundedSemaphore(PENDING_CALLS_MAX)
         self._stopping = threading.Event()
         self._closed = False
         self._context, config = context, context.config
@@ -91,12 +69,14 @@ class GrpcServer:
         )
         self._mux = PluginMux(context.tls, config.broker_timeout_s, self._attach) if context.multiplex else None
         self._broker = Broker(engine, self._make_carrier, context.tls, timeout_s=config.broker_timeout_s, directory=context.socket_dir)
-        self._copies = copies = ArrayCopies()
+        self._copies = ArrayCopies()
+        self._targets = Targets(self._broker, self._workers, self._copies)
+        self._serving = Serving(self._workers, self._targets, self._log_failed_close)
         descriptions = []
         for interface, implementation in context.interfaces:
             implemented = check_implementation(implementation, interface)
             descriptions.append(describe_interface(interface, implemented))
-            self._add_interface(interface, implementation, {method.name for method in implemented}, copies)
+            self._add_interface(interface, implementation, {method.name for method in implemented})
         services = [plugin for plugin in context.plugins.values() if isinstance(plugin, GRPCPlugin)]
         for plugin in services:
             plugin.grpc_server(self._broker, self._server)
@@ -124,29 +104,16 @@ class GrpcServer:
             send, self._listen, keep_s=self._context.config.broker_timeout_s, connect_timeout_s=BROKER_CONNECT_TIMEOUT_S
         )
 
-    def _add_interface(self, interface: Interface, implementation: Any, implemented: set[str], copies: ArrayCopies) -> None:
+    def _add_interface(self, interface: Interface, implementation: Any, implemented: set[str]) -> None:
         rpcs = [rpc for rpc in schema_of(interface).rpcs if rpc.method.name in implemented]
-        methods = {rpc.path: _Method(rpc, interface, getattr(implementation, rpc.method.name), copies) for rpc in rpcs}
-        self._server.add_methods({path: Handler(HandlerKind.UNARY, self._handing_over(method)) for path, method in methods.items()})
+        codecs = [MethodCodec(rpc, interface.name, self._copies) for rpc in rpcs]
+        functions = [getattr(implementation, rpc.method.name) for rpc in rpcs]
+        served = zip(codecs, functions, strict=True)
+        self._server.add_methods({codec.path: self._serving.handler(codec, function) for codec, function in served})
 
-    def _handing_over(self, method: _Method) -> Callable[[bytes, CallContext], bytes]:
-        """A handler for the engine's thread: posts the call to the main thread and waits for it."""
-
-        def handle(request: bytes, context: CallContext) -> bytes:
-            if not self._slots.acquire(blocking=False):
-                raise RpcError(Code.RESOURCE_EXHAUSTED, f"{PENDING_CALLS_MAX} calls wait already; the plugin comes to no more")
-            try:
-                known = any(key == HOST_KEY for key, _ in context.invocation_metadata())
-                job = Job(lambda: method.run(request, fastplug_host=known), context)
-                self._workers.post(job)
-                found: bytes = job.done.result()  # ends with the answer, the caller's end, or the plugin's
-                return found
-            except CancelledError as error:
-                raise RpcError(Code.UNAVAILABLE, "the plugin ended before it came to this call") from error
-            finally:
-                self._slots.release()
-
-        return handle
+    @staticmethod
+    def _log_failed_close(method: str, error: BaseException) -> None:
+        _log.error("the generator of %s() raised while it was closed", method, exc_info=error)
 
     def _stats(self) -> str:
         return json.dumps({"calls": self._workers.calls, "copies": self._copies.copies, "copied_bytes": self._copies.copied_bytes})
@@ -197,6 +164,7 @@ class GrpcServer:
         self._workers.cancel_waiting()
         self._services.end()
         self._broker.close()
+        self._targets.close()
         self._server.stop(STOP_GRACE_S).wait()  # bounded by the grace
         if self._hold is not None:
             self._hold.release()

@@ -13,16 +13,18 @@ from queue import SimpleQueue
 from typing import Any, Self
 
 from fastplug.errors import Cancelled, RpcError
+from fastplug.protocols.grpc.calls import take
 from fastplug.protocols.grpc.channel import Channel, Code, rpc_error
 
-__all__ = ["RequestQueue", "Responses", "StreamCalls"]
+__all__ = ["END", "Driver", "RequestQueue", "Responses", "StreamCalls"]
 
 # Responses that may wait for the reader, beside what the engine's own windows hold.
 AHEAD_MAX = 16
 # A driver that was cancelled has nothing left to wait for.
 JOIN_TIMEOUT_S = 2.0
 
-_END = object()
+# The last of what a driver puts into its outcomes, when the call ended well.
+END = object()
 
 
 class RequestQueue:
@@ -36,8 +38,8 @@ class RequestQueue:
 
     def __next__(self) -> Any:
         item = self._waiting.get()  # ends with end(), which every way out of the call leads to
-        if item is _END:
-            self._waiting.put(_END)
+        if item is END:
+            self._waiting.put(END)
             raise StopIteration
         return item
 
@@ -45,14 +47,14 @@ class RequestQueue:
         self._waiting.put(request)
 
     def end(self) -> None:
-        self._waiting.put(_END)
+        self._waiting.put(END)
 
 
-class _Driver:
-    """What the thread of one call has. ``outcomes`` gets responses, then once an exception or _END."""
+class Driver:
+    """What the thread of one call has. ``outcomes`` gets responses, then once an exception or END."""
 
-    def __init__(self, requests: Iterable[Any], encode: Callable[[Any], bytes]) -> None:
-        self.outcomes: SimpleQueue[Any] = SimpleQueue()
+    def __init__(self, requests: Iterable[Any], encode: Callable[[Any], bytes], outcomes: SimpleQueue[Any] | None = None) -> None:
+        self.outcomes: SimpleQueue[Any] = SimpleQueue() if outcomes is None else outcomes
         self._room: SimpleQueue[bool] = SimpleQueue()
         for _ in range(AHEAD_MAX):
             self._room.put(True)
@@ -64,13 +66,13 @@ class _Driver:
         self._thread: threading.Thread | None = None
 
     def run(self, channel: Channel, path: str, timeout_s: float | None, metadata: tuple[tuple[str, str], ...]) -> None:
-        outcome: Any = _END
+        outcome: Any = END
         try:
             call = channel.stream_stream(path)(self._encoded(), timeout=timeout_s, metadata=metadata)
             self._call = call
             while not self._cancelled and self._room.get():
-                response = next(call, _END)
-                if response is _END:
+                response = next(call, END)
+                if response is END:
                     break
                 self.outcomes.put(response)
             else:
@@ -122,7 +124,7 @@ class Responses:
 
     def __init__(
         self,
-        driver: _Driver,
+        driver: Driver,
         decode: Callable[[bytes], Any],
         translate: Callable[[RpcError], Exception],
         cancel: Callable[[], None],
@@ -140,7 +142,7 @@ class Responses:
     def __next__(self) -> Any:
         if self._ended:
             raise StopIteration
-        outcome = self._driver.outcomes.get()  # ends with the answer, the deadline, the connection, cancel(), or Ctrl-C
+        outcome = take(self._driver.outcomes)  # ends with the answer, the deadline, the connection, cancel(), or Ctrl-C
         if isinstance(outcome, bytes):
             self._driver.more()
             return self._decode(outcome)
@@ -179,7 +181,7 @@ class StreamCalls:
         self._channel = channel
         self._later = later
         self._metadata = metadata
-        self._drivers: weakref.WeakSet[_Driver] = weakref.WeakSet()
+        self._drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
         self._lock = threading.Lock()
 
     def call(
@@ -194,13 +196,30 @@ class StreamCalls:
         translate: Callable[[RpcError], Exception] = lambda status: status,
     ) -> Responses:
         """Begins the call and waits for nothing. ``metadata`` goes beside that of all calls."""
-        driver = _Driver(requests, encode)
+        driver = Driver(requests, encode)
         later = self._later
         responses = Responses(driver, decode, translate, lambda: later(driver.cancel))
+        self._start(driver, path, timeout_s, metadata)
+        return responses
+
+    def begin(
+        self,
+        path: str,
+        requests: Iterable[bytes],
+        timeout_s: float | None,
+        metadata: tuple[tuple[str, str], ...],
+        outcomes: SimpleQueue[Any],
+    ) -> tuple[Driver, Callable[[], None]]:
+        """As ``call``, for a reader of its own: the driver, which puts into ``outcomes`` what comes, and what cancels the call."""
+        driver = Driver(requests, bytes, outcomes)
+        later = self._later
+        self._start(driver, path, timeout_s, metadata)
+        return driver, lambda: later(driver.cancel)
+
+    def _start(self, driver: Driver, path: str, timeout_s: float | None, metadata: tuple[tuple[str, str], ...]) -> None:
         with self._lock:
             self._drivers.add(driver)
         driver.start(self._channel, path, timeout_s, (*self._metadata, *metadata))
-        return responses
 
     def close(self) -> None:
         """Ends all calls, after the channel was closed. Idempotent."""

@@ -1,20 +1,28 @@
-"""Who runs handlers of a gRPC plugin: the main thread, and with ``workers=N`` N - 1 more. Threads of the engine wait for them."""
+"""Who runs handlers of a gRPC plugin: the main thread, and with ``workers=N`` N - 1 more. Threads of the engine wait for them.
+
+A handler that waits (for a callback's answer, for an item) lets others run on top of it. The steps of a stream stay on the thread on which
+its handler ran.
+"""
 
 from __future__ import annotations
 
-import queue
+import contextlib
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from fastplug.contexts import CALLS, Context
+from fastplug.errors import RpcError
 from fastplug.process.stacks import NOT_RUNNING, stack_of
-from fastplug.protocols.grpc.channel import CallContext
+from fastplug.protocols.grpc.channel import CallContext, Code
+from fastplug.protocols.grpc.errors import HOST_KEY
 
-__all__ = ["CALL_KEY", "Job", "Workers"]
+__all__ = ["CALL_KEY", "Activation", "Job", "Worker", "Workers"]
 
 # The host's number for the call, so that it can ask where the plugin is in it.
 CALL_KEY = "fastplug-call"
@@ -24,92 +32,211 @@ _INTERNAL = ("fastplug-", "grpc-", "user-agent", ":")
 JOIN_TIMEOUT_S = 2.0
 # Without a deadline grpcio says 292 years, minus what has passed since.
 NO_DEADLINE_S = 1e9
+# Longest sleep of a worker that has nothing to do.
+SLEEP_S = 0.5
+# Handlers on top of each other on one thread: each takes some of its stack. Steps of streams may add as many.
+NESTED_MAX = 32
 
 
-class Job:
-    """One call on its way to a worker and back. ``run`` gives the outcome; ``done`` gets it."""
+class Activation:
+    """One call that is being answered."""
 
-    def __init__(self, run: Callable[[], Any], call: CallContext) -> None:
-        self.done: Future[Any] = Future()
-        self._run = run
+    def __init__(self, call: CallContext) -> None:
         headers = {key: value for key, value in call.invocation_metadata() if isinstance(value, str)}
-        self.call = headers.get(CALL_KEY, "")
+        self.number = headers.get(CALL_KEY, "")
+        self.fastplug_host = HOST_KEY in headers
+        self.finished = False
         remaining_s = call.time_remaining()
         until_ns = None if remaining_s is None or remaining_s > NO_DEADLINE_S else time.monotonic_ns() + int(remaining_s * 1e9)
         self.context = Context(until_ns, {key: value for key, value in headers.items() if not key.startswith(_INTERNAL)})
-        call.add_callback(self._ended)
+        self._waiting: Job | None = None
+        self._call = call
+
+    def begin(self) -> bool:
+        """From now on it hears that the caller gave up; False: it has already."""
+        return self._call.add_callback(self._ended)
 
     def _ended(self) -> None:
         """The call is over: answered, or the caller gave up. Then a handler that runs hears of it, and one that has not begun does not."""
-        if not self.done.done():
-            self.done.cancel()
-            self.context.cancel()
+        if self.finished:
+            return
+        if self._waiting is not None:
+            self._waiting.done.cancel()
+        self.context.cancel()
+
+    def outcome(self, job: Job) -> Any:
+        """What the job, which was posted, gives or raises. For a thread of the engine. Raises RpcError: nobody comes to it."""
+        self._waiting = job
+        if self.context.cancelled:
+            job.done.cancel()
+        try:
+            return job.done.result()  # ends with the answer, the caller's end, or the plugin's
+        except CancelledError as error:
+            if self.context.cancelled:
+                code = Code.DEADLINE_EXCEEDED if self.context.remaining_s == 0 else Code.CANCELLED
+                raise RpcError(code, "the caller has given the call up") from error
+            raise RpcError(Code.UNAVAILABLE, "the plugin ended before it came to this call") from error
+        finally:
+            self._waiting = None
+
+
+class Job:
+    """One piece of work of a call, for a worker. ``done`` gets what ``run`` gives; ``worker`` is who ran it, or who has to."""
+
+    def __init__(self, run: Callable[[], Any], activation: Activation, worker: Worker | None = None) -> None:
+        self.done: Future[Any] = Future()
+        self.run = run
+        self.activation = activation
+        self.worker = worker
 
     def perform(self) -> None:
         """Runs it, unless it was cancelled."""
         if not self.done.set_running_or_notify_cancel():
             return
         try:
-            outcome = self._run()
+            outcome = self.run()
         except BaseException as error:  # noqa: BLE001  a handler must not end the plugin; whoever waits raises it
             self.done.set_exception(error)
         else:
             self.done.set_result(outcome)
 
 
+class Worker:
+    """One thread that runs jobs."""
+
+    def __init__(self) -> None:
+        self.steps: deque[Job] = deque()  # those that only this one may run
+        self.running: list[Job] = []  # the last one runs; those before it wait
+        self.thread = 0
+        self._awake: SimpleQueue[None] = SimpleQueue()
+
+    def wake(self) -> None:
+        """From any thread: look again."""
+        self._awake.put(None)
+
+    def sleep(self) -> None:
+        """Until the next wake, which may have been before, or a while."""
+        with contextlib.suppress(Empty):  # then it looks by itself: a signal that comes just before the wait does not end it
+            self._awake.get(timeout=SLEEP_S)
+        with contextlib.suppress(Empty):
+            while True:
+                self._awake.get_nowait()
+
+    def context(self) -> Context | None:
+        """Of the call whose handler runs."""
+        return self.running[-1].activation.context if self.running else None
+
+
 class Workers:
     """Runs jobs, at most ``count`` at a time: on the thread that calls ``run``, and on count - 1 others."""
 
     def __init__(self, count: int) -> None:
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._running: dict[int, Job] = {}  # thread -> what it runs
-        self._stopping = threading.Event()
-        self._main: int | None = None
-        self._threads = [threading.Thread(target=self._work, name=f"fastplug worker {i + 1}", daemon=True) for i in range(count - 1)]
+        self._lock = threading.Lock()
+        self._fresh: deque[Job] = deque()
+        self._workers = [Worker() for _ in range(count)]
+        self._idle: list[Worker] = []
+        self._here = threading.local()
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._work, args=(worker,), name=f"fastplug worker {i + 1}", daemon=True)
+            for i, worker in enumerate(self._workers[1:])
+        ]
         self.calls = 0
 
     def post(self, job: Job) -> None:
         """From any thread. After ``stop`` the job is cancelled."""
-        self._jobs.put(job)
-        if self._stopping.is_set():
-            job.done.cancel()
+        with self._lock:
+            if self._stopping:
+                job.done.cancel()
+                return
+            if job.worker is not None:
+                job.worker.steps.append(job)
+                job.worker.wake()
+                return
+            self.calls += 1
+            self._fresh.append(job)
+            self._wake_one()
+
+    def _wake_one(self) -> None:
+        if self._idle:
+            self._idle.pop().wake()
+
+    def here(self) -> Worker | None:
+        """The worker whose thread this is."""
+        return getattr(self._here, "worker", None)
 
     def run(self) -> None:
         """Runs jobs until ``stop``, and those in hand to their end."""
-        self._main = threading.get_ident()
         for thread in self._threads:
             thread.start()
-        self._work()
+        self._work(self._workers[0])
         for thread in self._threads:
             thread.join(JOIN_TIMEOUT_S)
 
-    def _work(self) -> None:
-        here = threading.get_ident()
-        CALLS.current = lambda: self._running[here].context if here in self._running else None
+    def _work(self, worker: Worker) -> None:
+        worker.thread = threading.get_ident()
+        self._here.worker = worker
+        CALLS.current = worker.context
         try:
-            while (job := self._jobs.get()) is not None and not self._stopping.is_set():
-                self._running[here] = job
-                self.calls += 1
-                job.perform()
-                del self._running[here], job  # not kept alive until the next one comes: its arguments may be large
+            while self._run_one(worker, lambda: self._stopping):
+                pass
         finally:
             CALLS.current = None
-            self._jobs.put(None)  # the next worker ends, too
+            self.stop()  # the next worker ends, too
+
+    def wait(self, done: Callable[[], bool]) -> None:
+        """For a handler, on its thread: runs others on top until ``done()``. Who makes it so has to wake the worker."""
+        worker = self.here()
+        assert worker is not None
+        while self._run_one(worker, done):
+            pass
+
+    def _run_one(self, worker: Worker, done: Callable[[], bool]) -> bool:
+        """Runs the next job; False: ``done()`` came first."""
+        job = self._next(worker, done)
+        if job is None:
+            return False
+        job.worker = worker
+        worker.running.append(job)
+        try:
+            job.perform()
+        finally:
+            worker.running.pop()
+        return True
+
+    def _next(self, worker: Worker, done: Callable[[], bool]) -> Job | None:
+        while True:
+            with self._lock:
+                if worker in self._idle:
+                    self._idle.remove(worker)
+                if done():
+                    if self._fresh:
+                        self._wake_one()  # it may have been woken for this one
+                    return None
+                if len(worker.running) < NESTED_MAX and self._fresh:
+                    return self._fresh.popleft()
+                if worker.steps and len(worker.running) < 2 * NESTED_MAX:
+                    return worker.steps.popleft()
+                if len(worker.running) < NESTED_MAX:
+                    self._idle.append(worker)
+            worker.sleep()
 
     def stop(self) -> None:
-        """Any thread: the calls in hand are finished, then ``run`` returns. Idempotent."""
-        self._stopping.set()
-        self._jobs.put(None)
+        """Any thread, and signal handlers: the calls in hand are finished, then ``run`` returns. Idempotent."""
+        self._stopping = True
+        for worker in self._workers:
+            worker.wake()
 
     def cancel_waiting(self) -> None:
         """After ``run``: calls that nobody comes to any more."""
-        while not self._jobs.empty():
-            job = self._jobs.get()
-            if job is not None:
-                job.done.cancel()
+        with self._lock:
+            waiting = [*self._fresh, *(job for worker in self._workers for job in worker.steps)]
+        for job in waiting:
+            job.done.cancel()
 
     def stack(self, call: str) -> str:
         """Where the handler of this call is, or the main thread when none runs. From a thread of the engine."""
-        thread = next((thread for thread, job in list(self._running.items()) if call and job.call == call), 0)
-        found = stack_of(sys._current_frames().get(thread or self._main or 0))
-        return found if thread else NOT_RUNNING + found
+        running = [worker for worker in self._workers if call and any(job.activation.number == call for job in list(worker.running))]
+        thread = running[0].thread if running else self._workers[0].thread
+        found = stack_of(sys._current_frames().get(thread))
+        return found if running else NOT_RUNNING + found

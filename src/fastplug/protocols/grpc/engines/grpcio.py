@@ -98,12 +98,20 @@ def _join(outer: ByteStream, inner: socket.socket, tls: Tls | None, *, server: b
 class _Channel(grpc.Channel):
     """A grpc.Channel over one stream. When the stream ends, it ends: a plugin that is gone does not come back."""
 
-    def __init__(self, stream: ByteStream, tls: Tls | None, authority: str, limits: Limits, options: Sequence[tuple[str, Any]]) -> None:
+    def __init__(
+        self,
+        stream: ByteStream,
+        tls: Tls | None,
+        authority: str,
+        limits: Limits,
+        options: Sequence[tuple[str, Any]],
+        directory: str | None,
+    ) -> None:
         self.ready: Future[None] = Future()
         self.closed: Future[str] = Future() if tls is None else RelayedFuture()
         self._stream = stream
         self._tls = tls
-        self._private = _PrivatePath()
+        self._private = _PrivatePath(directory)
         self._relay: Relay | Joint | None = None
         self._lock = threading.Lock()
         self._ended = False
@@ -361,9 +369,16 @@ class _Grpcio:
     name = "grpcio"
 
     def connect(
-        self, stream: ByteStream, tls: Tls | None, *, authority: str, limits: Limits, options: Sequence[tuple[str, Any]] = ()
+        self,
+        stream: ByteStream,
+        tls: Tls | None,
+        *,
+        authority: str,
+        limits: Limits,
+        options: Sequence[tuple[str, Any]] = (),
+        directory: str | None = None,
     ) -> _Channel:
-        return _Channel(stream, tls, authority, limits, options)
+        return _Channel(stream, tls, authority, limits, options, directory)
 
     def server(
         self,

@@ -1,0 +1,298 @@
+"""The caller's half of calls with streams and callbacks.
+
+Whoever waits for such a call runs what belongs to it meanwhile: the caller's own generator, when the engine wants the next item, and what
+the handler calls back. All that happens comes to it through one queue.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+from typing import Any, Self
+
+from fastplug._wire import pack_error
+from fastplug._wire_words import Unfit
+from fastplug.annotation import TypeNode
+from fastplug.errors import DeadlineExceeded, RemoteError, RemoteProtocolError, RpcError
+from fastplug.protocols.grpc.callbacks import Asked, Callbacks, Entry
+from fastplug.protocols.grpc.calls import take
+from fastplug.protocols.grpc.codec import MethodCodec
+from fastplug.protocols.grpc.schema import Rpc
+from fastplug.protocols.grpc.streaming import END, Driver, RequestQueue, StreamCalls
+
+__all__ = ["Exchange", "ResultStream"]
+
+# A thread that waits for an item in the place of a task looks up this often whether the task still wants it.
+ASYNC_SLICE_S = 0.5
+
+_WANTED = object()
+
+
+class _Feed(RequestQueue):
+    """The requests of a call that takes a stream: says when the engine wants the next one."""
+
+    def __init__(self, events: SimpleQueue[Any]) -> None:
+        super().__init__()
+        self._events = events
+
+    def __next__(self) -> Any:
+        self._events.put(_WANTED)
+        return super().__next__()
+
+
+class Exchange:
+    """One call.
+
+    Args: ``translate`` makes an error of the tree of the status with which it ended; ``understands`` says whether the plugin is one of
+    fastplug's, which can be told that a stream failed.
+    """
+
+    def __init__(
+        self,
+        codec: MethodCodec,
+        number: str,
+        callbacks: Callbacks,
+        translate: Callable[[RpcError], Exception],
+        *,
+        understands: bool,
+    ) -> None:
+        self.codec = codec
+        self.events: SimpleQueue[Any] = SimpleQueue()
+        self._number = number
+        self._callbacks = callbacks
+        self._translate = translate
+        self._understands = understands
+        self._passed: list[Entry] = []
+        self._iterator: Any = None
+        self._feed: _Feed | None = None
+        self._feed_error: BaseException | None = None
+        self._driver: Driver | None = None
+        self._cancel: Callable[[], None] | None = None
+
+    # -- Passing
+
+    def stream(self, value: Any) -> None:
+        try:
+            self._iterator = iter(value)
+        except TypeError:
+            raise Unfit(f"{type(value).__qualname__}, which cannot be iterated") from None
+        self._feed = _Feed(self.events)
+
+    def callback(self, value: Any, node: TypeNode, rpcs: tuple[Rpc, ...]) -> int:
+        entry = self._callbacks.register(value, node, rpcs, self._number)
+        self._passed.append(entry)
+        return entry.number
+
+    # -- the call
+
+    def begin(
+        self, streams: StreamCalls, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float | None, metadata: Any, *, here: bool
+    ) -> None:
+        """Sends the request. ``here``: callbacks run on the thread that waits. Raises ArgumentError and its kin; nothing was sent."""
+        try:
+            request = self.codec.encode_arguments(args, kwargs, self)
+        except BaseException:
+            for entry in self._passed:
+                self._callbacks.release(entry)
+            raise
+        if self._feed is not None and not self.codec.only_stream:
+            self._feed.put(request)
+        if here and self._passed:
+            self._callbacks.wait_here(self._number, self.events)
+        requests = self._feed if self._feed is not None else (request,)
+        self._driver, self._cancel = streams.begin(self.codec.path, requests, timeout_s, metadata, self.events)
+
+    def next_event(self, timeout_s: float | None = None) -> Any:
+        """A response, RpcError, END; None: nothing that concerns the reader. Raises queue.Empty."""
+        event = take(self.events, timeout_s)
+        if event is _WANTED:
+            self._feed_one()
+            return None
+        if isinstance(event, Asked):
+            event.perform()
+            return None
+        return event
+
+    def _feed_one(self) -> None:
+        iterator, feed = self._iterator, self._feed
+        if iterator is None or feed is None:
+            return
+        try:
+            request = self.codec.encode_item(next(iterator))
+        except StopIteration:
+            self._iterator = None
+            feed.end()
+        except BaseException as error:
+            self._feed_error = error
+            self.stop_feed()
+            if not isinstance(error, Exception):
+                raise
+            if self._understands:
+                feed.put(self.codec.encode_failure(pack_error(error)))
+                feed.end()
+            else:
+                self.cancel()
+        else:
+            feed.put(request)
+
+    def taken(self) -> None:
+        """The reader has taken a response: there is room for another."""
+        assert self._driver is not None
+        self._driver.more()
+
+    def wait(self) -> Any:
+        """The result of a method that returns a value. Raises what the call ends with."""
+        response: bytes | None = None
+        try:
+            while True:
+                event = self.next_event()  # ends with the answer, the deadline, the connection, cancel(), or Ctrl-C
+                if isinstance(event, bytes):
+                    response = event
+                    self.taken()
+                elif event is not None:
+                    break
+        except BaseException:
+            self.cancel()
+            raise
+        finally:
+            self.finish()
+        if event is not END:
+            raise self.failure(event)
+        if response is None:
+            raise RemoteProtocolError(f"{self.codec.qualified}(): the plugin ended the call without a response")
+        return self.codec.decode_result(response)
+
+    def failure(self, event: Any) -> BaseException:
+        """The error for the end of a call that failed; what the caller's own generator raised comes first."""
+        error = self._translate(event) if isinstance(event, RpcError) else event
+        if self._feed_error is not None:
+            return self._feed_error
+        error.__cause__ = event if error is not event else None
+        found: BaseException = error
+        return found
+
+    @property
+    def feed_error(self) -> BaseException | None:
+        """What the caller's own generator raised."""
+        return self._feed_error
+
+    def cancel(self) -> None:
+        """Ends the call. From any thread; idempotent."""
+        if self._cancel is not None:
+            self._cancel()
+
+    def stop_feed(self) -> None:
+        """The caller's own generator runs its clean-up."""
+        iterator, self._iterator = self._iterator, None
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
+
+    def finish(self) -> None:
+        """Nobody waits any more. Idempotent."""
+        passed, self._passed = self._passed, []
+        if passed:
+            self._callbacks.wait_no_more(self._number, self.events)
+            for entry in passed:
+                self._callbacks.call_over(entry)
+        self.stop_feed()
+
+
+class ResultStream:
+    """What a call returns that is declared ``Iterator[T]``: an iterator, also for ``async for``, and a context manager.
+
+    Items come as the plugin makes them. Closing it, also by dropping it, ends the plugin's generator. Not for two threads at a time.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._ready: deque[bytes] = deque()
+        self._end: Any = None  # what the call ended with
+        self._closed = False
+        self._looking = threading.Lock()  # a task that was cancelled leaves a thread behind that looks for it
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def look(self, timeout_s: float | None) -> bool:
+        """Waits at most so long: whether there is an item, or the end."""
+        with self._looking:
+            while not self._ready and self._end is None and not self._closed:
+                try:
+                    event = self._exchange.next_event(timeout_s)  # ends with an item, the end, the deadline, the connection, or Ctrl-C
+                except Empty:
+                    return False
+                if isinstance(event, bytes):
+                    self._ready.append(event)
+                elif event is not None:
+                    self._end = event
+        return True
+
+    def __next__(self) -> Any:
+        try:
+            self.look(None)
+            return self._take()
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self) -> Any:
+        if self._closed:
+            raise StopIteration
+        if self._ready:
+            response = self._ready.popleft()
+            self._exchange.taken()
+            return self._exchange.codec.decode_result(response)
+        end = self._end
+        if end is END:
+            raise StopIteration
+        error = self._exchange.failure(end)
+        if isinstance(error, DeadlineExceeded) and not isinstance(error, RemoteError):
+            error = DeadlineExceeded(f"{self._exchange.codec.qualified}(): the deadline came before the end of the stream")
+        raise error
+
+    async def __anext__(self) -> Any:
+        if not self.look(0):
+            import asyncio
+
+            loop = asyncio.get_running_loop()
+            # Another thread waits, so that an item which comes when this task is cancelled is not lost.
+            while not await loop.run_in_executor(None, self.look, ASYNC_SLICE_S):
+                continue
+        try:
+            return self._take()
+        except StopIteration:
+            self.close()
+            raise StopAsyncIteration from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Wants no more items: the plugin's generator ends (GeneratorExit), and so does the caller's own if there is one. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._end is None:
+            self._exchange.cancel()
+        self._exchange.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<fastplug stream of {self._exchange.codec.qualified}{', closed' if self._closed else ''}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a stream cannot be pickled: it belongs to its connection")
