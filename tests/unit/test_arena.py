@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import random
 import time
 
 import pytest
@@ -171,6 +172,29 @@ def test_a_mix_of_sizes_does_not_use_an_arena_up() -> None:
     assert arena.stats()["bytes"] == 4 * MIB
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_growth_with_many_sizes_is_bounded(seed: int) -> None:
+    """Whatever the sizes and their order: segments have at most four times what was in use at once."""
+    rng = random.Random(seed)
+    arena = Arena(512 * MIB, MIB)
+    live: list[tuple[int, object]] = []
+    used = most = 0
+    for _ in range(6000):
+        if live and (used > 8 * MIB or rng.random() < 0.45):
+            used -= live.pop(rng.randrange(len(live)))[0]
+        else:
+            size = int(2 ** rng.uniform(10, 21))
+            live.append((size, arena.allocate(size)))
+            used += size
+            most = max(most, used)
+    assert arena.total_bytes <= 4 * most
+    live.clear()
+    total = arena.total_bytes
+    again = [arena.allocate(MIB // 2) for _ in range(total // MIB)]  # pieces of other sizes are merged for these
+    assert arena.total_bytes == total
+    del again
+
+
 def test_large_blocks_are_exact_and_used_again_only_where_they_fit() -> None:
     arena = Arena(256 * MIB, MIB)
     first = arena.allocate(EXACT_BYTES + 1)
@@ -255,6 +279,9 @@ class SpaceModel(RuleBasedStateMachine):
         assert {unit for start, end in extents for unit in range(start // 256, end // 256)} == self.free
         assert all(end < start for (_, end), (start, _) in itertools.pairwise(extents)), "two neighbours are not merged"
         assert self.space.free_bytes == len(self.free) * 256
+        for unit in range(self.UNITS):
+            before = [at for at, _ in self.taken if at // 256 <= unit]
+            assert self.space.begin(unit * 256 + 255) == max(before, default=-1)
 
 
 TestSpace = SpaceModel.TestCase

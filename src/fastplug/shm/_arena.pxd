@@ -33,6 +33,7 @@ cdef class Arena(Owner):
     cdef Block take_spare(self, uint64_t bytes)         # the same, but never from the last part of the limit: None then
     cdef int settle(self, Block block) except -1        # a local lease ended, or the block was named: put it where it belongs
     cdef Block forward(self, object lease, Segment segment)     # the same for memory that another process lent to this one
+    cdef Block block_at(self, uint64_t address)         # our block that has this byte, or None
     cdef Block _given(self, Block block)
     cdef Block _recycle(self, int size_class, uint64_t bytes)
     cdef Block _cut(self, int size_class, uint64_t bytes)

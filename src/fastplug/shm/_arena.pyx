@@ -45,7 +45,6 @@ SCARCE_FRACTION = 4
 SCARCE_LOOKS = 32
 
 
-
 cdef class Arena(Owner):
     """Shared memory that this process owns and lends.
 
@@ -172,6 +171,16 @@ cdef class Arena(Owner):
         self._room_changed()
         return block
 
+    cdef Block block_at(self, uint64_t address):
+        cdef Block block
+        cdef uint64_t start
+        for space, segment, blocks in zip(self.spaces, self.segments, self.blocks):
+            start = <uint64_t>(<Segment>segment).base if space is not None else address + 1
+            if start <= address < start + (<Segment>segment).bytes:
+                block = blocks.get((<Space>space).begin_of(address - start))
+                return block if block is not None and address - start < block.offset + block.bytes else None
+        return None
+
     cdef int _dissolve(self, Block block) except -1:
         """An idle block is no block any more: its bytes are free."""
         cdef Loan loan
@@ -280,11 +289,9 @@ cdef class Arena(Owner):
 
     def _await_room(self, bytes):
         """Peers answer RETIRE at once, unless they hang; only then the memory is free for a new segment."""
-        def there_is_room():
-            return self.total_bytes + bytes <= self.limit_bytes
         for ledger in {ledger for _, told in self.retiring.values() for ledger in told}:
             if (<Ledger>ledger).await_room is not None:
-                (<Ledger>ledger).await_room(there_is_room)
+                (<Ledger>ledger).await_room(lambda: self.total_bytes + bytes <= self.limit_bytes)
 
     def _grow(self, bytes):
         size = -(-bytes // PAGE_BYTES) * PAGE_BYTES
@@ -346,7 +353,7 @@ cdef class Arena(Owner):
         return 0
 
     def retired(self, segment_id: int, ledger: Ledger) -> None:
-        """A peer has unmapped a retired segment (or is gone)."""
+        """A peer has unmapped a retired segment."""
         self.answered(segment_id, ledger)
 
     # -- memory of another process that is lent on

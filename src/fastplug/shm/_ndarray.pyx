@@ -55,19 +55,8 @@ cdef enum:
 cdef OwnLease _lease_at(Arena arena, const unsigned char* data):
     """For an array whose owner is no array of numpy, a buffer of Arrow for instance: whatever keeps memory of a block in use keeps its lease,
     even where nobody can follow the chain to it. None: this memory is not ours."""
-    cdef Segment segment
-    cdef Block block
-    cdef uint64_t offset
-    for segment_id, one in enumerate(arena.segments):
-        segment = one
-        if segment is None or segment.base == NULL or not segment.base <= data < segment.base + segment.bytes:
-            continue
-        offset = data - segment.base
-        for one in arena.blocks[segment_id].values():
-            block = one
-            if block.offset <= offset < block.offset + block.bytes:
-                return own_lease(block) if block.local else None
-    return None
+    cdef Block block = arena.block_at(<uint64_t>data)
+    return own_lease(block) if block is not None and block.local else None
 
 
 cdef object _foreign_owner(cnp.ndarray array):

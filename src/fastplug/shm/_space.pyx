@@ -4,7 +4,7 @@ Small blocks are cut from the low end and large ones from the high end, so that 
 what large ones need. Off the hot path: blocks of a size that was used before are recycled whole (_arena.pyx).
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right, insort
 
 from libc.stdint cimport int64_t, uint64_t
 
@@ -47,6 +47,7 @@ cdef class Space:
         self.bytes = self.free_bytes = self.largest = bytes
         self.starts = [0] if bytes else []
         self.ends = [bytes] if bytes else []
+        self.cuts = []
 
     cdef int64_t cut(self, uint64_t bytes, uint64_t align, bint from_end) except -2:
         """The first extent with room from the one end, or from the other; never across two."""
@@ -64,6 +65,7 @@ cdef class Space:
             if at < start or at + bytes > end:
                 continue
             self._take(i, start, end, at, at + bytes)
+            insort(self.cuts, at)
             return <int64_t>at
         self.largest = largest          # all were looked at
         return -1
@@ -83,11 +85,16 @@ cdef class Space:
             del self.ends[i]
         return 0
 
+    cdef int64_t begin_of(self, uint64_t offset):
+        cdef Py_ssize_t i = bisect_right(self.cuts, offset)
+        return self.cuts[i - 1] if i else -1
+
     cdef int give(self, uint64_t offset, uint64_t bytes) except -1:
         cdef Py_ssize_t i = bisect_left(self.starts, offset)
         cdef uint64_t end = offset + bytes
         cdef bint before = i > 0 and self.ends[i - 1] == offset
         cdef bint behind = i < len(self.starts) and self.starts[i] == end
+        del self.cuts[bisect_left(self.cuts, offset)]
         self.free_bytes += bytes
         if before and behind:
             self.ends[i - 1] = self.ends[i]
@@ -114,6 +121,10 @@ cdef class Space:
     def give_back(self, offset: int, bytes: int) -> None:
         """What was cut is free again."""
         self.give(offset, bytes)
+
+    def begin(self, offset: int) -> int:
+        """Where that begins which was cut at ``offset`` or in front of it; -1 when nothing was."""
+        return self.begin_of(offset)
 
     def extents(self) -> list:
         """(start, end) of each free extent, ascending."""
