@@ -7,6 +7,7 @@ import datetime as dt
 import decimal
 import enum
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,6 +73,21 @@ class EveryKind(Protocol):
 class Nothing(Protocol): ...
 
 
+@interface("acme.ear/1")
+class Ear(Protocol):
+    def heard(self, what: str) -> int: ...
+
+
+@interface("acme.flow/1")
+class Flow(Protocol):
+    def count(self, to: int) -> Iterator[int]: ...
+    def lists(self, of: Iterator[list[int]]) -> Iterator[list[str]]: ...
+    def fed(self, first: int, failed: Iterator[Tree | None], *, cleared: list[int] | None = None) -> None: ...
+    def each(self, n: int, tell: Callable[[int, list[str]], Tree]) -> int: ...
+    def maybe(self, tell: Callable[[], None] | None = None, ear: Ear | None = None) -> None: ...
+    def each_tell(self, ear: Ear) -> None: ...
+
+
 def compiled_by_protoc(text: str, directory: Path) -> descriptor_pb2.FileDescriptorProto:
     protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is not installed")
     source, out = directory / "it.proto", directory / "it.bin"
@@ -91,10 +107,31 @@ def comparable(file: descriptor_pb2.FileDescriptorProto) -> descriptor_pb2.FileD
     return plain
 
 
-@pytest.mark.parametrize("cls", [EveryKind, Nothing])
+@pytest.mark.parametrize("cls", [EveryKind, Nothing, Flow])
 def test_protoc_reads_the_same_descriptors(cls: type, tmp_path: Path) -> None:
     declared = interface_of(cls)
     assert comparable(compiled_by_protoc(proto_text(declared), tmp_path)) == comparable(schema_of(declared).file)
+
+
+def test_streams_and_callbacks_in_the_text() -> None:
+    text = proto_text(interface_of(Flow))
+    for line in (
+        "rpc Count(CountRequest) returns (stream CountResponse);",
+        "rpc Lists(stream ListsRequest) returns (stream ListsResponse);",
+        "rpc Fed(stream FedRequest) returns (FedResponse);",
+        "rpc Each(EachRequest) returns (EachResponse);",
+        "service EachTell {\n  rpc Call(EachTellRequest2) returns (EachTellResponse2);\n}",
+        "message ListsRequest {\n  IntList of = 1;\n  optional bytes failed = 18998;\n}",
+        "message ListsResponse {\n  repeated string result = 1;\n}",
+        "optional bytes failed_2 = 18998;",
+        "message EachRequest {\n  int64 n = 1;\n  uint32 tell = 2;\n}",
+        "message EachTellRequest2 {\n  int64 argument0 = 1;\n  repeated string argument1 = 2;\n}",
+        "message MaybeRequest {\n  optional uint32 tell = 1;\n  optional uint32 ear = 2;\n}",
+    ):
+        assert line in text, text
+    each, maybe = (rpc for rpc in schema_of(interface_of(Flow)).rpcs if rpc.method.name in ("each", "maybe"))
+    assert [rpc.path for rpc in each.callbacks["tell"]] == ["/acme.flow.v1.EachTell/Call"]
+    assert [rpc.path for rpc in maybe.callbacks["ear"]] == ["/acme.ear.v1.Ear/Heard"]
 
 
 def test_the_text_of_a_small_interface() -> None:

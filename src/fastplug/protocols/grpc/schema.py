@@ -185,10 +185,12 @@ class _Builder:
         field.label = _Field.LABEL_OPTIONAL
         if node.kind == Kind.STREAM:
             self._set_type(field, node.args[0])
-            field.proto3_optional = is_scalar(node.args[0])  # a message may come without an item
+            if is_scalar(node.args[0]):
+                field.proto3_optional = True  # a message may come without an item
         elif has_references(node):
             field.type = _Field.TYPE_UINT32
-            field.proto3_optional = presence or node.kind == Kind.OPTIONAL
+            if presence or node.kind == Kind.OPTIONAL:
+                field.proto3_optional = True
         elif node.kind == Kind.OPTIONAL and node.args[0].kind not in (Kind.LIST, Kind.SEQUENCE, Kind.DICT):
             self._field(message, field, node.args[0], presence=True)
         elif node.kind in (Kind.LIST, Kind.SEQUENCE):

@@ -1,0 +1,156 @@
+"""Streams and callbacks over gRPC: under TLS and one socket, on several workers, and what is on the wire."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.conformance.conftest import Gate, started
+from tests.plugins.flows_api import Flows
+from tests.plugins.flows_plugin import PlainFlows
+
+import fastplug
+from fastplug.errors import ArgumentError, RemoteError, RpcError
+from fastplug.interfaces import interface_of
+from fastplug.protocols.grpc.schema import Rpc, schema_of
+
+SOON_S = 60.0
+RPCS = {rpc.method.name: rpc for rpc in schema_of(interface_of(Flows)).rpcs}
+
+
+def serve_with_four_workers() -> None:
+    fastplug.serve(PlainFlows(), workers=4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"auto_mtls": True}, {"grpc_broker_multiplex": True}, {"auto_mtls": True, "grpc_broker_multiplex": True}],
+    ids=["mtls", "multiplexed", "both"],
+)
+def test_under_tls_and_on_one_socket(options: dict[str, Any]) -> None:
+    with started("grpc", PlainFlows, **options) as client:
+        flows: Flows = client.dispense(Flows)
+        assert list(flows.count(300)) == list(range(300))
+        assert list(flows.doubled(range(300))) == [2 * n for n in range(300)]
+        assert flows.each(5, lambda n: flows.double(n) + flows.each(2, abs)) == 20 + 5
+        flows.keep(lambda n: n + 1)
+        assert flows.use_thread(1) == 2
+        assert flows.drop() == 1
+
+
+def test_on_several_workers(gate: Gate) -> None:
+    with started("grpc", serve_with_four_workers) as client:  # type: ignore[arg-type]
+        flows: Flows = client.dispense(Flows)
+        slow = [fastplug.submit(flows.wait, gate.path) for _ in range(3)]
+        for _ in slow:
+            gate.wait_entered()
+        found: list[object] = []
+        wrong: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                found.append(list(flows.doubled(iter(range(50)))) == [2 * n for n in range(50)])
+                found.append(flows.each(5, lambda n: flows.each(n, abs)) == 0 + 0 + 1 + 3 + 6)
+                found.append(sum(flows.counted(5, lambda n: n)) == 10)
+            except BaseException as error:  # noqa: BLE001  the test says which
+                wrong.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(SOON_S)
+        assert (wrong, found) == ([], [True] * 12)
+        assert not any(call.done() for call in slow)
+        gate.open(3)
+        for call in slow:
+            call.result(SOON_S)
+
+
+# -- what a program that is no fastplug host may send
+
+
+@pytest.fixture(scope="module")
+def plugin() -> Iterator[fastplug.Client]:
+    with started("grpc", PlainFlows) as client:
+        client.dispense(Flows)  # its threads start here
+        yield client
+
+
+@pytest.fixture
+def sent(plugin: fastplug.Client) -> Callable[..., list[Any]]:
+    """``sent(method, *requests)``: the fields of each request; the responses."""
+
+    def send(method: str, *requests: dict[str, Any]) -> list[Any]:
+        rpc: Rpc = RPCS[method]
+        call = plugin.channel.stream_stream(rpc.path)(
+            iter([rpc.request(**fields).SerializeToString() for fields in requests]), timeout=SOON_S
+        )
+        return [rpc.response.FromString(response) for response in call]
+
+    return send
+
+
+def test_where_the_items_are(sent: Callable[..., list[Any]]) -> None:
+    assert [response.result for response in sent("total", {"values": 1}, {}, {"values": 0}, {"values": 4})] == [5]
+    assert [response.result for response in sent("total")] == [0]
+    item = {"dtype": "float64", "shape": [1], "data": bytes(7) + b"\x40"}
+    assert [response.result for response in sent("total_of", {"first": 3}, {"values": item}, {}, {"values": item})] == [7.0]
+    assert [response.result for response in sent("total_of", {"first": 3, "values": item})] == [5.0]
+    assert [response.result for response in sent("doubled", {"values": 1}, {"values": 2})] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("method", "requests", "says"),
+    [
+        ("total_of", [{"first": 1}, {"values": {"dtype": "int8", "shape": [1], "data": b"a"}}], "int8"),
+        ("total", [{"failed": b"no error"}], "error"),
+        ("each", [{"n": 1}], "'tell' is missing"),
+    ],
+)
+def test_requests_that_are_wrong(plugin: fastplug.Client, sent: Callable[..., list[Any]], method: str, requests: Any, says: str) -> None:
+    with pytest.raises(Exception, match=says) as failed:
+        sent(method, *requests)
+    error: Any = failed.value
+    assert error.code().name in ("INVALID_ARGUMENT", "UNKNOWN")
+    assert plugin.dispense(Flows).double(1) == 2
+
+
+def test_a_number_that_nobody_accepts(sent: Callable[..., list[Any]], plugin: fastplug.Client) -> None:
+    with pytest.raises(Exception, match="BrokerTimeout"):
+        sent("each", {"n": 1, "tell": 4711})
+    assert plugin.dispense(Flows).double(1) == 2
+
+
+# -- what the handler learns
+
+
+def test_a_stream_that_fails_is_no_stream_that_ends(plugin: fastplug.Client) -> None:
+    flows: Flows = plugin.dispense(Flows)
+    seen: list[BaseException] = []
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise LookupError("mine")
+
+    stream = flows.doubled(broken())
+    assert next(stream) == 2
+    with pytest.raises(LookupError, match="mine") as failed:
+        next(stream)
+    seen.append(failed.value)
+    assert not isinstance(seen[0], RemoteError | RpcError)
+    with pytest.raises(ArgumentError, match="item of the stream"):
+        list(flows.doubled([1, "x"]))  # type: ignore[list-item]
+
+
+def test_more_callbacks_than_may_be_passed(plugin: fastplug.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastplug.protocols.grpc.callbacks.CALLBACKS_MAX", 3)
+    flows: Flows = plugin.dispense(Flows)
+    for _ in range(3):
+        flows.keep(abs)
+    with pytest.raises(fastplug.LocalProtocolError, match="keeps 3 callbacks"):
+        flows.keep(abs)
+    assert flows.use(-2) == 6
+    assert flows.drop() == 3
