@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """The comparison with docs/faults.md comes last: before it, every test has recorded its rows."""
     items.sort(key=lambda item: item.name == "test_the_document_is_what_the_tests_recorded")
     folder = Path(__file__).parent
-    wanted = {path.name for path in folder.glob("test_*.py")}
+    wanted = {path.name for path in folder.glob("test_*.py") if "fault_row" in path.read_text()}
     if wanted - {item.path.name for item in items if item.path.parent == folder}:
         incomplete.append("files")
     incomplete.extend(arg for arg in config.args if "::" in arg)
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
-    if not report.passed and "fault_row" in getattr(item, "fixturenames", ()):
+    if report.failed and "fault_row" in getattr(item, "fixturenames", ()):
         incomplete.append(item.nodeid)
     return report
 

@@ -29,7 +29,7 @@ FRAMES_MAX = 100
 NOT_RUNNING = "(The call has not begun, or is over.)\n"
 # What one dump may be: faulthandler writes at most 100 threads of 100 frames.
 DUMP_BYTES_MAX = 256 * 1024
-# faulthandler writes line by line from one signal handler: a gap this long is the end of it.
+# How often the kernel is asked whether the signal handler has returned, once the pipe is silent.
 DUMP_GAP_S = 0.005
 # Between the thread's start and the handler: the package's frames that serve.
 _SERVING = tuple(str(Path(__file__).parents[1] / name) for name in ("protocols", "server.py"))
@@ -116,23 +116,27 @@ def read_dump(pid: int, number: int, fd: int, timeout_s: float) -> str:
             if not stat.S_ISFIFO(os.fstat(pipe).st_mode) or not _catches(pid, number):
                 return ""
             _take(pipe)  # what an earlier question left
+            before = _holding(pid, number)
             signal.pidfd_send_signal(pidfd, number)
-            return _without_own_threads(_gathered(pipe, until).decode(errors="replace"))
+            dump = _gathered(pipe, until, lambda: _holding(pid, number) <= before)
+            return _without_own_threads(dump.decode(errors="replace"))
     except OSError:  # it has ended, or /proc does not show it
         return ""
 
 
-def _gathered(pipe: int, until: float) -> bytes:
+def _gathered(pipe: int, until: float, written: Callable[[], bool]) -> bytes:
+    """What comes until it is ``written``: faulthandler puts no end mark, and a gap says nothing, its thread may have lost its CPU."""
     poller = select.poll()
     poller.register(pipe, select.POLLIN)
     found = b""
     while len(found) < DUMP_BYTES_MAX and (left := until - time.monotonic()) > 0:
-        if poller.poll(min(left, DUMP_GAP_S if found else left) * 1000):
+        whole = bool(found) and written()  # asked first: what was written meanwhile is taken below
+        if poller.poll(0 if whole else min(left, DUMP_GAP_S) * 1000):
             more = _take(pipe)
             if not more:
                 break
             found += more
-        elif found:
+        elif whole:
             break
     return found
 
@@ -149,17 +153,32 @@ def _without_own_threads(dump: str) -> str:
     return "\n\n".join(thread for thread in dump.strip().split("\n\n") if "/fastplug/shm/watcher.py" not in thread)
 
 
-def _status(pid: int) -> dict[str, str]:
+def _status(pid: int, folder: str = "") -> dict[str, str]:
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+        lines = Path(f"/proc/{pid}/{folder}status").read_text(errors="replace").splitlines()
     except OSError:
         return {}
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
+def _holding(pid: int, number: int) -> frozenset[str]:
+    """The threads that have the signal pending or blocked, as the kernel blocks it while its handler runs."""
+    threads = os.listdir(f"/proc/{pid}/task")
+    return frozenset(
+        thread
+        for thread in threads
+        if any(_names(mask, number) for key, mask in _status(pid, f"task/{thread}/").items() if key in {"SigBlk", "SigPnd", "ShdPnd"})
+    )
+
+
+def _names(mask: str, number: int) -> bool:
+    """Whether a mask of /proc has the signal."""
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def _catches(pid: int, number: int) -> bool:
     """Whether the process has a handler for the signal. Not so after exec(), which would make the signal deadly."""
-    return bool(int(_status(pid).get("SigCgt", "0"), 16) >> (number - 1) & 1)
+    return _names(_status(pid).get("SigCgt", "0"), number)
 
 
 def process_state(pid: int) -> str:
