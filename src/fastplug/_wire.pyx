@@ -18,6 +18,7 @@ from fastplug._wire_buffer import live
 from fastplug._wire_containers import compile_node, has_arrays
 from fastplug._wire_words import Unfit
 from fastplug.annotation import MISSING, Kind, TypeNode, has_references
+from fastplug.contexts import METADATA_BYTES_MAX, METADATA_ENTRIES_MAX
 from fastplug.errors import LocalProtocolError, RemoteProtocolError, remote_error
 
 __all__ = [
@@ -264,6 +265,10 @@ def unpack_error(data, str method=""):
     return decode_error(dec, method)
 
 
+# A tag and a length stand in front of a dict, and of each text in it.
+cdef enum:
+    METADATA_HEAD = 5
+
 Header = namedtuple("Header", "size kind flags call interface method blocks remaining_ns")
 
 cdef int put_metadata(Encoder enc, bytes packed) except -1:
@@ -272,7 +277,17 @@ cdef int put_metadata(Encoder enc, bytes packed) except -1:
 
 
 cdef dict get_metadata(Decoder dec):
-    return TEXTS_BY_TEXT.decode(dec)
+    """Of a request. It is refused before much of it is built, whoever sent it."""
+    cdef uint32_t count = 0
+    cdef Py_ssize_t start = dec.pos
+    if dec.size - start >= METADATA_HEAD:
+        memcpy(&count, dec.data + start + 1, sizeof(count))
+    if count > METADATA_ENTRIES_MAX:
+        raise RemoteProtocolError(f"the host sent metadata of {count} entries; at most {METADATA_ENTRIES_MAX} are allowed")
+    found = TEXTS_BY_TEXT.decode(dec)
+    if dec.pos - start - METADATA_HEAD - 2 * METADATA_HEAD * <Py_ssize_t>count > METADATA_BYTES_MAX:
+        raise RemoteProtocolError(f"the host sent metadata of more than {METADATA_BYTES_MAX} bytes")
+    return found
 
 
 cdef int check_header(const FrameHeader* header) except -1:

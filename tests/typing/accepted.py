@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import logging
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, assert_type
 
 import numpy as np
 import numpy.typing as npt
-from tests.typing.api import Abstract, Dsp, Model, NumpyDsp
+from tests.typing.api import Abstract, Dsp, Flows, Model, NumpyDsp
 
 import fastplug
 from fastplug.contrib.bubblewrap import Bubblewrap
@@ -53,6 +55,30 @@ def starting(x: npt.NDArray[np.float64]) -> None:
             dsp.total(one)
     started: fastplug.Client = fastplug.Client(fastplug.ClientConfig(target="dsp_plugin.py", transport="grpc")).start()
     started.kill()
+
+
+def many(flows: Flows) -> None:
+    call = fastplug.submit(flows.square, 3)
+    assert_type(call, fastplug.Call[int])
+    assert_type(call.result(timeout_s=1.0), int)
+    assert_type(call.exception(), Exception | None)
+    assert_type(fastplug.submit(flows.half, 3).result(), float)
+    assert_type(fastplug.map(flows.square, range(3), in_flight=8), Iterator[int])
+    assert_type(fastplug.map(flows.half, [1], ordered=False, on_error="continue"), Iterator[float])
+    assert_type(flows.count(3), Iterator[int])
+    assert_type(flows.total(n for n in range(3)), int)
+    assert_type(flows.fit(3, print), int)
+    call.add_done_callback(lambda done: print(done.result() + 1))
+
+
+async def awaited(flows: Flows) -> None:
+    assert_type(await flows.half(3), float)
+    assert_type(await fastplug.submit(flows.half, 3), float)
+    assert_type(await fastplug.submit(flows.square, 3), int)
+    assert_type(await asyncio.gather(flows.half(1), flows.half(2)), tuple[float, float])
+    assert_type(await asyncio.create_task(flows.half(1)), float)
+    assert_type([n async for n in flows.ticks(3)], list[int])
+    assert_type(await flows.sum_of(flows.ticks(3)), int)
 
 
 class Counter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 import fastplug
 
-__all__ = ["Abstract", "Dsp", "Model", "NumpyDsp"]
+__all__ = ["Abstract", "Dsp", "Flows", "Model", "NumpyDsp", "PlainFlows"]
 
 
 @dataclasses.dataclass
@@ -36,6 +37,42 @@ class Dsp(Protocol):
 class Abstract(abc.ABC):
     @abc.abstractmethod
     def square(self, x: int) -> int: ...
+
+
+@fastplug.interface("acme.flows/1")
+class Flows(Protocol):
+    def square(self, n: int) -> int: ...
+    async def half(self, n: int) -> float: ...
+    def count(self, n: int) -> Iterator[int]: ...
+    def total(self, values: Iterable[int]) -> int: ...
+    def ticks(self, n: int) -> AsyncIterator[int]: ...
+    async def sum_of(self, values: AsyncIterator[int]) -> int: ...
+    def fit(self, n: int, progress: Callable[[int], None]) -> int: ...
+
+
+class PlainFlows(Flows):
+    def square(self, n: int) -> int:
+        return n * n
+
+    async def half(self, n: int) -> float:
+        return n / 2
+
+    def count(self, n: int) -> Iterator[int]:
+        yield from range(n)
+
+    def total(self, values: Iterable[int]) -> int:
+        return sum(values)
+
+    async def ticks(self, n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            yield i
+
+    async def sum_of(self, values: AsyncIterator[int]) -> int:
+        return sum([value async for value in values])
+
+    def fit(self, n: int, progress: Callable[[int], None]) -> int:
+        progress(n)
+        return n
 
 
 class NumpyDsp(Dsp):

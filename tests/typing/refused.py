@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tests.typing.api import Abstract, Dsp, NumpyDsp
+from tests.typing.api import Abstract, Dsp, Flows, NumpyDsp, PlainFlows
 
 import fastplug
 
@@ -51,6 +51,19 @@ def serving() -> None:
     fastplug.serve(NumpyDsp(), plugins={"dsp": 5})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
     fastplug.HandshakeConfig("1", "K", "v")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     fastplug.interface(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def many(flows: Flows) -> None:
+    fastplug.submit(flows.square, "3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    fastplug.map(flows.square, [3], on_error="stop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    wrong: str = fastplug.submit(flows.half, 3).result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    flows.total(["3"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    print(wrong)
+
+
+class PlainHalf(PlainFlows):
+    def half(self, n: int) -> float:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return n / 2
 
 
 def deadlines() -> None:

@@ -13,11 +13,13 @@ import numpy.typing as npt
 import pytest
 from tests.unit.two_ends import NOTHING_OUT, NOW, SOON_S, Called, two_ends
 
-from fastplug._wire import MethodCodec, pack_error, pack_header, unpack_header
+from fastplug._wire import MethodCodec, PyLink, pack_error, pack_header, unpack_header
+from fastplug.contexts import context
 from fastplug.deadlines import deadline
 from fastplug.errors import PluginError, RemoteError, RemoteProtocolError
 from fastplug.interfaces import interface, interface_of
 from fastplug.protocols._call import Caller
+from fastplug.protocols._inline import DeferredPort
 from fastplug.protocols._remote import Call, Mapped, Remote
 from fastplug.protocols._serve import Server
 
@@ -210,6 +212,57 @@ def test_an_honest_host_by_hand() -> None:
     assert [(one.kind, one.call) for one in found if one.kind != CREDIT] == [(REPLY, 5)]
     short = frame(REQUEST, 5, b"\x01\0" + struct.pack("<Bq", 3, 2), method=0)
     assert [one.kind for one in served([short])] == [ITEM, ITEM, END]
+
+
+class Sent(PyLink):
+    """A host that sends these frames, and then ends."""
+
+    def __init__(self, *frames: bytes) -> None:
+        self.frames = list(frames)
+        self.sent: list[bytes] = []
+
+    def send_frame(self, frame: bytes, until_s: float | None) -> None:
+        self.sent.append(bytes(frame))
+
+    def receive_frame(self, until_s: float | None) -> bytes | None:
+        if not self.frames:
+            raise EOFError
+        return self.frames.pop(0)
+
+
+def request_with(values: dict[str, str]) -> bytes:
+    packed = struct.pack("<BI", 0x0B, len(values))
+    packed += b"".join(struct.pack("<BI", 7, len(text)) + text.encode() for item in values.items() for text in item)
+    return frame(REQUEST, 5, packed + struct.pack("<H", 1) + INT, flags=4)
+
+
+def seen_by_handlers(link: Sent) -> list[dict[str, str]]:
+    seen: list[dict[str, str]] = []
+
+    def double(n: int) -> int:
+        seen.append(dict(context().metadata))
+        return 2 * n
+
+    Server(link, DeferredPort(), [[(MethodCodec("test.frames/1", METHODS["double"][1]), double)]]).run()
+    return seen
+
+
+@pytest.mark.parametrize("values", [{}, {f"k{n}": "" for n in range(64)}, {"key": "x" * 8189}])
+def test_metadata_up_to_the_limit(values: dict[str, str]) -> None:
+    link = Sent(request_with(values))
+    assert seen_by_handlers(link) == [values]
+    assert [unpack_header(one).kind for one in link.sent] == [REPLY]
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [({f"k{n}": "" for n in range(65)}, "65 entries"), ({"key": "x" * 8190}, "more than 8192 bytes"), ({"x" * 5000: "y" * 5000}, "8192")],
+)
+def test_more_metadata_is_refused_whoever_sends_it(values: dict[str, str], why: str) -> None:
+    link = Sent(request_with(values))
+    with pytest.raises(RemoteProtocolError, match=why):
+        seen_by_handlers(link)
+    assert link.sent == []
 
 
 @pytest.mark.parametrize("runs", [2, pytest.param(1000, marks=pytest.mark.long)])

@@ -82,7 +82,9 @@ cdef class Pool(Turnstile):
             if first.refusal is not None or not first.at_home():
                 return first                # the call says why; a forked child asks for no lane
             caller = self.free(me)
-            self.grow()
+            if caller is None or self.spread and caller.owner != me and caller.pending:
+                self.grow()
+                caller = self.free(me)      # over sockets the new one is there at once
             if caller is not None:
                 if not self.spread or caller.owner == me or not caller.pending or not self.opening or fp_now_ns() >= patience:
                     return caller

@@ -215,8 +215,8 @@ cdef class Turn(Session):
 
     cdef int flush_later(self) except -1:
         cdef list later
-        if self.link is None or self.refusal is not None or not self.signals:
-            self.later.clear()
+        if self.link is None or self.refusal is not None or not self.signals or not self.at_home():
+            self.later.clear()          # a forked child must not speak on its parent's socket
             return 0
         later, self.later = self.later, []
         while later:
