@@ -256,6 +256,9 @@ cdef class Caller(Reading):
         try:
             self.open(call, method, args, kwargs, 0 if stream else FLAG_WAITS)
             opened = stream
+            if call.state != PENDING:       # cancelled before it was sent, by another thread than the one that feeds it
+                self.pending[call.number] = None
+                self.send_later(FRAME_CANCEL, call.number)
             while not stream and not self.pump(call, until):
                 if not until or fp_now_ns() < until:
                     if locked and self.asked_for:
