@@ -93,16 +93,17 @@ class Exchange:
         """Sends the request. ``here``: callbacks run on the thread that waits. Raises ArgumentError and its kin; nothing was sent."""
         try:
             request = self.codec.encode_arguments(args, kwargs, self)
+            if self._feed is not None and not self.codec.only_stream:
+                self._feed.put(request)
+            if here and self._passed:
+                self._callbacks.wait_here(self._number, self.events)
+            requests = self._feed if self._feed is not None else (request,)
+            self._driver, self._cancel = streams.begin(self.codec.path, requests, timeout_s, metadata, self.events)
         except BaseException:
             for entry in self._passed:
                 self._callbacks.release(entry)
+            self.finish()
             raise
-        if self._feed is not None and not self.codec.only_stream:
-            self._feed.put(request)
-        if here and self._passed:
-            self._callbacks.wait_here(self._number, self.events)
-        requests = self._feed if self._feed is not None else (request,)
-        self._driver, self._cancel = streams.begin(self.codec.path, requests, timeout_s, metadata, self.events)
 
     def next_event(self, timeout_s: float | None = None) -> Any:
         """A response, RpcError, END; None: nothing that concerns the reader. Raises queue.Empty."""
