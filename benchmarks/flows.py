@@ -1,38 +1,152 @@
 """Beyond single calls: many under way, streams, callbacks. ``python -m benchmarks.flows [--callbacks N] [shm|socket]``; one line a figure.
 
-The ratio of 64 under way to one at a time is of one run. Memory of both processes is shown before and after the callbacks.
+Cells take turns within a round, and a ratio is made within each round; shown are medians. Memory of both processes is shown before and after
+the callbacks.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
 
-from tests.plugins.flows_api import Flows
+import numpy as np
+import numpy.typing as npt
 
 import fastplug
 
 from . import machine
 
-__all__ = ["main"]
+__all__ = ["Flow", "PlainFlow", "main"]
 
-CALLS = 20_000
-ARRAYS = 2_000
+CALLS = 10_000
+SOCKET_CALLS = 2_000
+ARRAYS = 500
 ROUNDS = 7
+IN_FLIGHT = 64
 ELEMENTS = 131_072  # 1 MiB of float64
+PAYLOAD = b"x" * 64
+
+Floats = npt.NDArray[np.float64]
+Cell = tuple[str, int, Callable[[], None]]  # what is shown, items, a run
 
 
-def best_us(run: Callable[[], None], count: int) -> float:
-    """Microseconds an item, the best of some rounds."""
-    found = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        run()
-        found.append((time.perf_counter() - began) / count * 1e6)
-    return min(found)
+@fastplug.interface("benchmarks.flows/1")
+class Flow(Protocol):
+    def echo(self, data: bytes) -> bytes: ...
+    def each(self, n: int, tell: Callable[[int], int]) -> int: ...
+    def count(self, n: int) -> Iterator[int]: ...
+    def born(self, n: int) -> Iterator[Floats]: ...
+    def copied(self, n: int) -> Iterator[Floats]: ...
+    def taken(self, arrays: Iterator[Floats]) -> float: ...
+
+
+class PlainFlow(Flow):
+    def echo(self, data: bytes) -> bytes:
+        return data
+
+    def each(self, n: int, tell: Callable[[int], int]) -> int:
+        return sum(tell(i) for i in range(n))
+
+    def count(self, n: int) -> Iterator[int]:
+        yield from range(n)
+
+    def born(self, n: int) -> Iterator[Floats]:
+        for i in range(n):
+            array = fastplug.empty(ELEMENTS)
+            array[0] = i
+            yield array
+
+    def copied(self, n: int) -> Iterator[Floats]:
+        array = np.ones(ELEMENTS)
+        for _ in range(n):
+            yield array
+
+    def taken(self, arrays: Iterator[Floats]) -> float:
+        return sum(float(array[0]) for array in arrays)
+
+
+def _answer(sock: socket.socket) -> None:
+    while data := sock.recv(len(PAYLOAD), socket.MSG_WAITALL):
+        sock.sendall(data)
+
+
+@contextmanager
+def plain_socket() -> Iterator[Callable[[], None]]:
+    """SOCKET_CALLS echoes of 64 bytes over a Unix socket in plain Python, 64 under way."""
+    mine, theirs = socket.socketpair()
+    child = multiprocessing.get_context("fork").Process(target=_answer, args=(theirs,), daemon=True)
+    child.start()
+    theirs.close()
+
+    def run() -> None:
+        for n in range(SOCKET_CALLS):
+            if n >= IN_FLIGHT:
+                mine.recv(len(PAYLOAD), socket.MSG_WAITALL)
+            mine.sendall(PAYLOAD)
+        for _ in range(IN_FLIGHT):
+            mine.recv(len(PAYLOAD), socket.MSG_WAITALL)
+
+    try:
+        yield run
+    finally:
+        child.terminate()  # it has a copy of both ends
+        child.join()
+        mine.close()
+
+
+def each(items: Iterable[Any]) -> None:
+    """Takes them all."""
+    for _ in items:
+        pass
+
+
+def cells(flow: Flow, client: fastplug.Client, peer: Callable[[], None]) -> Iterator[Cell]:
+    """What is measured, by name. The first one is what the others are compared with."""
+
+    def one_at_a_time() -> None:
+        for _ in range(CALLS):
+            flow.echo(PAYLOAD)
+
+    def copies() -> None:
+        for _ in range(ARRAYS):
+            np.copyto(there, here)
+
+    def born() -> Iterator[Floats]:
+        for n in range(ARRAYS):
+            array = client.empty(ELEMENTS)
+            array[0] = n
+            yield array
+
+    here, there = np.ones(ELEMENTS), np.ones(ELEMENTS)
+    yield "one at a time, 64 B", CALLS, one_at_a_time
+    yield "64 under way (map)", CALLS, lambda: each(fastplug.map(flow.echo, [PAYLOAD] * CALLS, in_flight=IN_FLIGHT))
+    yield "64 under way, a plain socket", SOCKET_CALLS, peer
+    yield "stream of int", CALLS, lambda: each(flow.count(CALLS))
+    yield "1 MiB born shared, to the host", ARRAYS, lambda: each(flow.born(ARRAYS))
+    yield "1 MiB born shared, to the plugin", ARRAYS, lambda: each([flow.taken(born())])
+    yield "1 MiB ordinary, to the host", ARRAYS, lambda: each(flow.copied(ARRAYS))
+    yield "1 MiB ordinary, to the plugin", ARRAYS, lambda: each([flow.taken(here for _ in range(ARRAYS))])
+    yield "1 MiB np.copyto", ARRAYS, copies
+
+
+def measured(all_cells: list[Cell]) -> dict[str, list[float]]:
+    """Microseconds an item, by cell and round. The first round, which is not kept, warms up."""
+    found: dict[str, list[float]] = {name: [] for name, _, _ in all_cells}
+    for at in range(ROUNDS + 1):
+        for name, count, run in all_cells:
+            began = time.perf_counter()
+            run()
+            if at:
+                found[name].append((time.perf_counter() - began) / count * 1e6)
+    return found
 
 
 def rss_kib(pid: int | str) -> int:
@@ -41,37 +155,34 @@ def rss_kib(pid: int | str) -> int:
     return int(line.split()[1])
 
 
+def callbacks(flow: Flow, pid: int | None, count: int) -> None:
+    """One line about that many of them."""
+    before = rss_kib("self"), rss_kib(pid or "self")
+    began = time.perf_counter()
+    for _ in range(count // 100):
+        flow.each(100, abs)
+    took = (time.perf_counter() - began) / count * 1e6
+    after = rss_kib("self"), rss_kib(pid or "self")
+    print(f"{'callbacks':34}{took:8.2f} us; memory of host and plugin {before} -> {after} KiB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("transport", nargs="?", default="shm", choices=("shm", "socket"))
     parser.add_argument("--callbacks", type=int, default=100_000)
     options = parser.parse_args()
     env = {"PYTHONPATH": f"{machine.ROOT}:{machine.ROOT / 'src'}"}
-    command = [sys.executable, "-m", "fastplug.entry", "tests.plugins.flows_plugin:PlainFlows"]
-    with fastplug.start(command, transport=options.transport, env=env) as client:
-        flows: Flows = client.dispense(Flows)
-
-        def one_at_a_time() -> None:
-            for n in range(CALLS):
-                flows.double(n)
-
-        def each(items: object) -> None:
-            for _ in items:  # type: ignore[attr-defined]
-                pass
-
-        sync = best_us(one_at_a_time, CALLS)
-        many = best_us(lambda: each(fastplug.map(flows.double, range(CALLS), in_flight=64)), CALLS)
-        print(f"one at a time        {sync:8.2f} us")
-        print(f"64 under way (map)   {many:8.2f} us, {sync / many:.1f}x")
-        print(f"items of a stream    {best_us(lambda: each(flows.count(CALLS)), CALLS):8.2f} us")
-        print(f"1 MiB, filled, each  {best_us(lambda: each(flows.arrays(ELEMENTS, ARRAYS)), ARRAYS):8.2f} us")
-        before = rss_kib("self"), rss_kib(client.pid or "self")
-        began = time.perf_counter()
-        for _ in range(options.callbacks // 100):
-            flows.each(100, abs)
-        took = (time.perf_counter() - began) / options.callbacks * 1e6
-        after = rss_kib("self"), rss_kib(client.pid or "self")
-        print(f"callbacks            {took:8.2f} us; memory of host and plugin {before} -> {after} KiB")
+    command = [sys.executable, "-m", "fastplug.entry", "benchmarks.flows:PlainFlow"]
+    with plain_socket() as peer, fastplug.start(command, transport=options.transport, env=env) as client:
+        flow: Flow = client.dispense(Flow)
+        found = measured(list(cells(flow, client, peer)))
+        first = next(iter(found.values()))
+        for name, rounds in found.items():
+            ratio = median(one / other for one, other in zip(first, rounds, strict=True))
+            print(f"{name:34}{median(rounds):8.2f} us, {ratio:5.1f} in the time of a single call")
+        many, plain = found["64 under way (map)"], found["64 under way, a plain socket"]
+        print(f"{'map beside the plain socket':34}{median(b / a for a, b in zip(many, plain, strict=True)):8.1f} times as many")
+        callbacks(flow, client.pid, options.callbacks)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ __all__ = [
 ]
 
 cdef extern from "Python.h":
-    object PyObject_Call(object function, PyObject* args, PyObject* kwargs)
+    ctypedef struct PyTupleObject:
+        PyObject* ob_item[1]
+    object PyObject_Vectorcall(object function, PyObject** args, size_t count, PyObject* names)
 
 MESSAGE_BYTES_MAX = MESSAGE_MAX
 # Cython keeps a cimported class to itself; Python finds them here, too.
@@ -117,7 +119,7 @@ cdef class MethodCodec:
     cdef object call(self, object function, tuple values):
         cdef Py_ssize_t n = self.positional
         if not self.keyword_only:
-            return PyObject_Call(function, <PyObject*>values, NULL)
+            return PyObject_Vectorcall(function, &(<PyTupleObject*>values).ob_item[0], PyTuple_GET_SIZE(values), NULL)
         return function(*values[:n], **dict(zip(self.keyword_only, values[n:])))
 
     cdef object decode_and_call(self, Decoder dec, object function):

@@ -13,6 +13,7 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef enum:
     AHEAD_BYTES = 16 << 10
+    BATCH_BYTES = 16 << 10
 
 
 cdef class SocketLink(Link):
@@ -22,6 +23,10 @@ cdef class SocketLink(Link):
     # How many frames went each way. Whoever is owed replies must be able to read while it waits to send.
     cdef uint64_t received
     cdef bytes rest                     # of a frame that was given up half-way; goes first, so that the peer finds the next one
+    # Small frames that go out together, while `lazy` is set: [0, batched). They count as sent.
+    cdef unsigned char batch[BATCH_BYTES]
+    cdef Py_ssize_t batched
+    cdef int batch_frames
     # What was read ahead: the bytes [start, end) belong to frames that are not taken yet.
     cdef unsigned char ahead[AHEAD_BYTES]
     cdef Py_ssize_t start
@@ -36,12 +41,14 @@ cdef class SocketLink(Link):
 
     cdef int _send_parts(self, iovec* parts, int count, int64_t until_ns) except -1
     cdef Py_ssize_t _send_some(self, const iovec* parts, int count, int64_t until_ns, bint begun) except -1
-    cdef int _send_rest(self, int64_t until_ns) except -1
+    cdef int _put_in_batch(self, FrameHeader* header, const unsigned char* payload, int64_t until_ns) except -1
+    cdef int _send_rest(self, int64_t until_ns, bint begun) except -1
     cdef int _wait_writable(self, int64_t until_ns, bint begun) except -1
     cdef int _drain(self) except -1
     cdef int _take(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1
     cdef int _begin(self, Decoder dec, int64_t until_ns) except -1
     cdef Py_ssize_t _receive_some(self, void* target, size_t n, int64_t until_ns) except -1
     cdef bint _was_stirred(self, int64_t wait_ns) except -1
+    cdef bint _whole(self) noexcept
     cdef bint _ready(self) noexcept
     cdef int _poll(self, short events, int64_t wait_ns) except -1

@@ -53,6 +53,8 @@ cdef int64_t _SLICE_NS = SLICE_NS
 # Larger buffers mean fewer switches between the two processes on large arrays, and more of it has left the cache when it is read. The kernel
 # caps them at its own limit.
 BUFFER_BYTES = 1 << 20
+# Frames that are sent together at most, as in a lane.
+cdef int LAZY_FRAMES = 16
 # Late replies, read while waiting to send: as many as calls were given up since the last one that was answered.
 cdef Py_ssize_t BACKLOG_FRAMES = 4096
 cdef Py_ssize_t BACKLOG_BYTES = 256 << 20
@@ -110,6 +112,8 @@ cdef class SocketLink(Link):
 
     cdef int send(self, FrameHeader* header, const unsigned char* payload, int64_t until_ns) except -1:
         cdef iovec parts[2]
+        if (self.lazy or self.batched) and self.batched + HEADER_BYTES + <Py_ssize_t>header.size <= BATCH_BYTES:
+            return self._put_in_batch(header, payload, until_ns)
         part(&parts[0], header, HEADER_BYTES)
         return self._send_parts(parts, 1 + part(&parts[1], payload, header.size), until_ns)
 
@@ -117,15 +121,16 @@ cdef class SocketLink(Link):
         cdef iovec parts[PARTS_MAX]
         cdef Piece* piece
         cdef Py_ssize_t done = 0
-        cdef int i, count = part(&parts[0], header, HEADER_BYTES)
+        cdef int i, count
+        if not enc.piece_count:
+            return self.send(header, enc.data, until_ns)
+        count = part(&parts[0], header, HEADER_BYTES)
         for i in range(enc.piece_count):
             piece = &enc.pieces[i]
             count += part(&parts[count], enc.data + done, piece.before - done)
             count += part(&parts[count], piece.data, piece.bytes)
             done = piece.before
         count += part(&parts[count], enc.data + done, enc.size - done)
-        if not enc.piece_count:
-            return self._send_parts(parts, count, until_ns)
         try:
             return self._send_parts(parts, count, until_ns)
         finally:
@@ -134,8 +139,8 @@ cdef class SocketLink(Link):
     cdef int _send_parts(self, iovec* parts, int count, int64_t until_ns) except -1:
         cdef size_t sent
         cdef bint begun = False
-        if self.rest is not None:
-            self._send_rest(until_ns)
+        if self.rest is not None or self.batched:
+            self._send_rest(until_ns, False)
         try:
             while count:
                 sent = self._send_some(parts, count, until_ns, begun)
@@ -157,11 +162,32 @@ cdef class SocketLink(Link):
         self.sent += 1
         return 1
 
-    cdef int _send_rest(self, int64_t until_ns) except -1:
+    cdef int _put_in_batch(self, FrameHeader* header, const unsigned char* payload, int64_t until_ns) except -1:
+        """One more small frame: it goes out with the others when there are enough, or when one comes that does not wait."""
+        memcpy(self.batch + self.batched, header, HEADER_BYTES)
+        if header.size:
+            memcpy(self.batch + self.batched + HEADER_BYTES, payload, header.size)
+        self.batched += HEADER_BYTES + header.size
+        self.batch_frames += 1
+        self.sent += 1
+        if not self.lazy or self.batch_frames >= LAZY_FRAMES:
+            self._send_rest(until_ns, True)
+        return 1
+
+    cdef int flush(self) except -1:
+        if self.batched:
+            self._send_rest(0, True)
+        return 0
+
+    cdef int _send_rest(self, int64_t until_ns, bint begun) except -1:
+        """What goes before anything else: the rest of a frame that was given up half-way, and the batch."""
         cdef iovec rest
+        if self.batched:
+            self.rest = (self.rest or b"") + PyBytes_FromStringAndSize(<char*>self.batch, self.batched)
+            self.batched = self.batch_frames = 0
         while self.rest is not None:
             part(&rest, PyBytes_AS_STRING(self.rest), PyBytes_GET_SIZE(self.rest))
-            sent = self._send_some(&rest, 1, until_ns, False)
+            sent = self._send_some(&rest, 1, until_ns, begun)
             self.rest = self.rest[sent:] or None
         return 0
 
@@ -213,6 +239,11 @@ cdef class SocketLink(Link):
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1:
         cdef Decoder drained
         cdef const unsigned char* raw
+        if self.batched and not self.backlog and not self._whole():
+            try:
+                self._send_rest(until_ns, True)     # nobody waits while somebody else waits for what lies here
+            except DeadlineExceeded:
+                pass                                # it goes with the next frame; what has come is still taken
         if not self.backlog:
             return self._take(header, dec, until_ns)
         packed, drained = self.backlog.popleft()
@@ -305,6 +336,14 @@ cdef class SocketLink(Link):
 
     cdef bint has_frame(self) except -1:
         return bool(self.backlog) or self.end > self.start or self._ready()
+
+    cdef bint _whole(self) noexcept:
+        """A frame has come, with all of its payload."""
+        cdef FrameHeader header
+        if self.memory is not None or self.end - self.start < HEADER_BYTES:
+            return False
+        memcpy(&header, self.ahead + self.start, HEADER_BYTES)
+        return <Py_ssize_t>header.size <= self.end - self.start - HEADER_BYTES
 
     cdef bint _ready(self) noexcept:
         cdef pollfd one = [self.fd, POLLIN, 0]

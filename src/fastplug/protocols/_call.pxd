@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 
 from fastplug._wire cimport MethodCodec, References
+from fastplug.protocols._flight cimport Flight
 from fastplug.protocols._reading cimport Reading
 from fastplug.protocols._turn cimport Pending
 
@@ -28,6 +29,7 @@ cdef class Caller(Reading):
     cdef int open(self, Pending call, Bound method, tuple args, dict kwargs, int flags) except -1
     cdef object call_with(self, Pending call, Bound method, tuple args, dict kwargs, int64_t until, uint64_t* under_way)
     cdef int submit(self, Pending call, Bound method, tuple args, dict kwargs, bint lazy) except -1
+    cdef int submit_all(self, Flight flight, Bound method, list batch) except -1
     cdef uint64_t begin(self, Bound method, tuple args, dict kwargs, int64_t until, int flags) except 0
     cdef int wait(self, Pending call, int64_t until) except -1
     cdef int watch(self, Pending call, object function) except -1

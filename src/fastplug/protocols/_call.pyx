@@ -19,14 +19,15 @@ from fastplug._wire cimport (
     put_metadata,
 )
 from fastplug.protocols._callbacks cimport Registry
+from fastplug.protocols._flight cimport Flight
 from fastplug.protocols._reading cimport Reading
 from fastplug.protocols._streams cimport Incoming, Outgoing
-from fastplug.protocols._turn cimport PENDING, Pending
+from fastplug.protocols._turn cimport FAILED, PENDING, Pending
 
 from fastplug._wire import Unfit
 from fastplug.contexts import METADATA as _metadata
 from fastplug.deadlines import UNTIL_NS as _until_ns
-from fastplug.errors import Cancelled, DeadlineExceeded, PluginError, RemoteError, RemoteProtocolError
+from fastplug.errors import ArgumentError, Cancelled, DeadlineExceeded, PluginError, RemoteError, RemoteProtocolError
 from fastplug.protocols._drawn import drawn
 
 cdef extern from "_atomics.h" nogil:
@@ -207,11 +208,11 @@ cdef class Caller(Reading):
     cdef uint64_t begin(self, Bound method, tuple args, dict kwargs, int64_t until, int flags) except 0:
         """Encodes and sends a REQUEST: its number."""
         cdef FrameHeader header
-        cdef uint64_t sent
+        cdef uint64_t sent = self.link.sent
+        memset(&header, 0, sizeof(FrameHeader))
         self.sending = True
         try:
             self.enc.reset()
-            memset(&header, 0, sizeof(FrameHeader))
             metadata = get_value(METADATA)
             if metadata is not None:
                 put_metadata(self.enc, metadata[1])
@@ -223,21 +224,17 @@ cdef class Caller(Reading):
                 header.remaining_ns = until - fp_now_ns()
                 if header.remaining_ns <= 0:
                     raise DeadlineExceeded(f"{method.codec.qualified}(): the deadline was over before the call; nothing was sent")
-        except BaseException:
-            self.sending = False
-            self.port.rollback()
-            self.enc.let_go()
-            raise
-        sent = self.link.sent
-        try:
-            header.kind = FRAME_REQUEST
             self.next_call += 1
+            header.kind = FRAME_REQUEST
             header.call = self.next_call
             header.interface = method.interface
             header.method = method.index
             self.transmit(&header, until)
         except BaseException:
-            if self.link.sent != sent:
+            if not header.kind:
+                self.port.rollback()
+                self.enc.let_go()
+            elif self.link.sent != sent:
                 self.pending[header.call] = None        # a part of it went out: the peer will answer it
             raise
         finally:
@@ -297,10 +294,48 @@ cdef class Caller(Reading):
         locked = self._lock(until, method.codec.qualified)
         call.caller, call.codec, call.until = self, method.codec, until
         try:
-            if len(self.pending) >= self.in_flight_max:
+            if self.under_way() >= self.in_flight_max:
                 self.make_room(until)
             self.link.lazy = lazy
             self.open(call, method, args, kwargs, 0)
+        except EOFError as error:
+            raise self.failure(error, method.codec.qualified)
+        except RemoteProtocolError as error:
+            raise self.failure(error, method.codec.qualified)
+        finally:
+            if self.link is not None:
+                self.link.lazy = False
+            if locked:
+                self._unlock()
+        return 0
+
+    cdef int submit_all(self, Flight flight, Bound method, list batch) except -1:
+        """Sends one request for each tuple of arguments, published together. What does not fit fails at its place."""
+        cdef int64_t until = caller_until()
+        cdef int locked
+        cdef uint64_t number
+        cdef Py_ssize_t room
+        if not self.at_home() or self.refusal is not None:
+            raise self._refused()
+        locked = self._lock(until, method.codec.qualified)
+        try:
+            if self.refusal is not None:
+                raise self._refused()
+            self.link.lazy = True
+            flight.enlist(self)
+            room = self.in_flight_max - self.under_way()
+            for args in batch:
+                if room <= 0:
+                    self.make_room(until)
+                    room = self.in_flight_max - self.under_way()
+                room -= 1
+                try:
+                    number = self.begin(method, <tuple>args, None, until, 0)
+                except ArgumentError as error:
+                    flight.add_done(FAILED, error)
+                else:
+                    flight.add(self, number, until)
+            self.link.flush()
         except EOFError as error:
             raise self.failure(error, method.codec.qualified)
         except RemoteProtocolError as error:

@@ -71,7 +71,7 @@ cdef class Pool(Turnstile):
             return first
         me = PyThread_get_thread_ident()
         caller = self.free(me)
-        if caller is not None and (not self.spread or caller.owner == me or not caller.pending):
+        if caller is not None and (not self.spread or caller.owner == me or not caller.under_way()):
             return caller
         if self.spread:                     # answers that came and that nobody has looked at yet
             for caller in self.callers:
@@ -86,7 +86,7 @@ cdef class Pool(Turnstile):
                 self.grow()
                 caller = self.free(me)      # over sockets the new one is there at once
             if caller is not None:
-                if not self.spread or caller.owner == me or not caller.pending or not self.opening or fp_now_ns() >= patience:
+                if not self.spread or caller.owner == me or not caller.under_way() or not self.opening or fp_now_ns() >= patience:
                     return caller
             if not self.wait(until):
                 raise DeadlineExceeded(f"{what}() was still waiting for other calls on this handle when its deadline ran out; nothing was sent")
@@ -99,7 +99,7 @@ cdef class Pool(Turnstile):
             if caller.owner == me:
                 return caller
             if caller.owner == 0:
-                count = len(caller.pending) if self.spread else 0
+                count = caller.under_way() if self.spread else 0
                 if best is None or count < least:
                     best, least = caller, count
         return best

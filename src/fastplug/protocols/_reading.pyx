@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastplug._wire cimport (
-    FRAME_CALLBACK, FRAME_CLOSE, FRAME_CREDIT, FRAME_END, FRAME_ERROR, FRAME_ITEM, FRAME_RELEASE, FRAME_REPLY, FrameHeader, MethodCodec,
+    FLAG_SPILLED, FRAME_CALLBACK, FRAME_CLOSE, FRAME_CREDIT, FRAME_END, FRAME_ERROR, FRAME_ITEM, FRAME_RELEASE, FRAME_REPLY, FrameHeader, MethodCodec,
     decode_error, encode_error, skip_rest, skip_value,
 )
 from fastplug.protocols._callbacks cimport Registry, answered
@@ -67,9 +67,9 @@ cdef class Reading(Turn):
             if not self.link.receive(&header, self.dec, until):
                 return 0
             self.dispatch(&header)
-        if call.items is not None:
-            for more in range(WINDOW_ITEMS):        # what has come with it: one turn for several items
-                if not self.link.has_frame() or not self.link.receive(&header, self.dec, 1):
+        if call.items is not None or call.greedy:
+            for more in range(WINDOW_ITEMS):        # what has come with it: one turn for several
+                if not self.link.receive(&header, self.dec, 1):
                     break
                 self.dispatch(&header)
         return 1
@@ -79,7 +79,7 @@ cdef class Reading(Turn):
 
     cdef int make_room(self, int64_t until) except -1:
         cdef FrameHeader header
-        while len(self.pending) >= self.in_flight_max:
+        while self.under_way() >= self.in_flight_max:
             if not self.link.receive(&header, self.dec, until):
                 if not until or fp_now_ns() < until:
                     continue            # stirred
@@ -178,6 +178,10 @@ cdef class Reading(Turn):
     cdef int dispatch(self, FrameHeader* header) except -1:
         """Gives a frame to the call it belongs to. Runs no user code but constructors."""
         cdef int kind = header.kind
+        if self.flying and (kind == FRAME_REPLY or kind == FRAME_ERROR):
+            for flight in self.flights:
+                if (<Pending>flight).claim(self, header):
+                    return 0
         if kind == FRAME_CALLBACK:
             if len(self.asked) >= IN_FLIGHT_MAX:
                 raise RemoteProtocolError(f"the plugin asks for more than {IN_FLIGHT_MAX} callbacks at a time")
@@ -202,7 +206,7 @@ cdef class Reading(Turn):
         self.unspill(header)
         if header.kind != FRAME_ITEM:
             del self.pending[header.call]
-            self.link.duplex = len(self.pending) > 0
+            self.update_duplex()
             self.late += 1
         if header.kind == FRAME_REPLY or header.kind == FRAME_ITEM:
             skip_value(self.dec)
@@ -230,7 +234,7 @@ cdef class Reading(Turn):
         if kind == FRAME_ITEM:
             return self.take_item(header, call)
         del self.pending[header.call]
-        self.link.duplex = len(self.pending) > 0
+        self.update_duplex()
         if kind == FRAME_END:
             call.items.ended = True
             return call.finish(ANSWERED, None)
@@ -278,17 +282,20 @@ cdef class Reading(Turn):
         return 0
 
     cdef object result_of(self, FrameHeader* header, MethodCodec codec, int64_t until):
-        self.unspill(header)
+        if header.flags & FLAG_SPILLED:
+            self.unspill(header)
         if header.kind == FRAME_ERROR:
             error = decode_error(self.dec, codec.qualified)
             raise seen_by_handler(error) if until else error
         try:
-            return codec.decode_result(self.dec)
-        except Unbuilt:
-            skip_rest(self.dec)         # what it did not come to is given back
-            raise
-        finally:
+            value = codec.decode_result(self.dec)
+        except BaseException as error:
+            if isinstance(error, Unbuilt):
+                skip_rest(self.dec)     # what it did not come to is given back
             self.link.consumed()
+            raise
+        self.link.consumed()
+        return value
 
     cdef object failure(self, Exception error, str method):
         """What to raise for an error of a call: an end of the link is told by ``lost``, and one who breaks the protocol is not spoken to again."""
@@ -307,4 +314,6 @@ cdef class Reading(Turn):
         self.pending.clear()
         for call in calls:
             (<Pending>call).finish(FAILED, error)
+        for flight in list(self.flights):
+            (<Pending>flight).lost(self, error)
         return 0

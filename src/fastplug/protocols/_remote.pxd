@@ -1,6 +1,7 @@
-# Methods as the user sees them, and what they give: streams, and calls over whole iterables.
+# Methods as the user sees them, and what they give: calls under way, and streams.
 
 from fastplug.protocols._call cimport Bound, Caller
+from fastplug.protocols._flight cimport Flight
 from fastplug.protocols._pool cimport Pool
 from fastplug.protocols._turn cimport Pending
 
@@ -28,10 +29,13 @@ cdef class Mapped:
     # What `fastplug.map` gives.
     cdef Remote method
     cdef object arguments               # an iterator of tuples
-    cdef object calls                   # those under way, in order; behind a failed one that cancels the rest there are none
+    cdef Flight flight
     cdef Py_ssize_t in_flight
-    cdef bint ordered
+    cdef Py_ssize_t low                 # so many under way, or fewer: more are sent
     cdef bint goes_on                   # behind a failure
     cdef bint exhausted
     cdef int fill(self) except -1
-    cdef Call first_done(self)
+    cdef int send(self, list batch) except -1
+    cdef int submit_each(self, list batch) except -1
+    cdef int wait(self) except -1
+    cdef object outcome(self)

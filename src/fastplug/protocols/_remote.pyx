@@ -1,6 +1,5 @@
 """Methods as the user calls them, and what they give: ``Call`` for one under way, ``ResultStream``, ``Mapped``."""
 
-import collections
 import contextvars
 import threading
 import types
@@ -9,12 +8,14 @@ from libc.stdint cimport int64_t, uint64_t
 
 from fastplug._wire cimport FRAME_CANCEL, FRAME_CLOSE, MethodCodec
 from fastplug.protocols._call cimport Bound, Caller, caller_until
+from fastplug.protocols._flight cimport CALLED, Flight
 from fastplug.protocols._pool cimport Pool
 from fastplug.protocols._streams cimport GRANT_ITEMS, Outgoing
 from fastplug.protocols._turn cimport ANSWERED, FAILED, GIVEN_UP, PENDING, Pending
 
 from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded
 from fastplug.protocols._drawn import Drawn, drawn
+from fastplug.protocols._reading import IN_FLIGHT_MAX as _in_flight_max
 from fastplug.protocols.handle import RemoteMethod
 
 __all__ = ["Call"]        # what users name; the rest is for the protocols
@@ -348,76 +349,122 @@ cdef class ResultStream:
 
 
 cdef class Mapped:
-    """What ``fastplug.map`` gives: an iterator of results, with at most ``in_flight`` calls under way."""
+    """An iterator of results, with at most ``in_flight`` calls under way. For one thread at a time."""
 
     def __init__(self, Remote method not None, arguments, in_flight: int, ordered: bool, goes_on: bool):
+        if method.codec.item is not None:
+            raise ConfigError(f"{method.codec.qualified} returns a stream: call it and iterate")
         self.method = method
         self.arguments = arguments
-        self.calls = collections.deque()
-        self.in_flight = in_flight
-        self.ordered = ordered
+        self.in_flight = min(in_flight, _in_flight_max)
+        self.low = max(0, self.in_flight - BATCH_CALLS)
+        self.flight = Flight(method.codec, self.in_flight + 1, ordered)         # one for what ends it
         self.goes_on = goes_on
 
     def __iter__(self):
         return self
 
+    def __next__(self):
+        if self.flight.count() <= self.low and not self.exhausted:
+            self.fill()
+        if not self.flight.count():
+            self.flight.leave()
+            raise StopIteration
+        if not self.flight.ready():
+            self.wait()
+        return self.outcome()
+
     cdef int fill(self) except -1:
-        """Submits what may be under way. A whole batch at a time, so that it is published together; what cannot be sent fails at its place."""
-        cdef Call call
-        cdef Caller caller = self.method.lane()
+        """Sends what may be under way. What ends the iterable, or the sending, is raised at its place: behind the results of what was sent."""
+        cdef Py_ssize_t room = self.in_flight - self.flight.count()
+        cdef list batch = []
+        cdef object end = None
         try:
-            while not self.exhausted and len(self.calls) < self.in_flight:
-                try:
-                    args = next(self.arguments)
-                except StopIteration:
-                    self.exhausted = True
-                    break
+            while room > 0:
+                batch.append(next(self.arguments))
+                room -= 1
+        except StopIteration:
+            self.exhausted = True
+        except Exception as error:
+            end = error
+        try:
+            if batch:
+                self.send(batch)
+        except Exception as error:
+            end = error
+        if end is not None:
+            self.exhausted = True
+            self.flight.add_done(FAILED, end)
+        return 0
+
+    cdef int send(self, list batch) except -1:
+        if self.method.codec.has_references:
+            return self.submit_each(batch)
+        return self.method.lane().submit_all(self.flight, self.method, batch)
+
+    cdef int submit_each(self, list batch) except -1:
+        """Calls that pass streams or callbacks have more to them than an answer."""
+        cdef Caller caller = self.method.lane()
+        cdef Call call
+        try:
+            for args in batch:
                 call = Call.__new__(Call)
                 try:
-                    caller.submit(call, self.method, args, None, True)
+                    caller.submit(call, self.method, <tuple>args, None, True)
                 except ArgumentError as error:      # the others concern the connection, or the whole map
-                    call.caller, call.codec = caller, self.method.codec
-                    call.finish(FAILED, error)
-                self.calls.append(call)
+                    self.flight.add_done(FAILED, error)
+                else:
+                    self.flight.add_done(CALLED, call)
         finally:
             if caller.link is not None:
                 caller.link.flush()
         return 0
 
-    cdef Call first_done(self):
-        for index, call in enumerate(self.calls):
-            if (<Call>call).state != PENDING:
-                del self.calls[index]
-                return call
-        return None
-
-    def __next__(self):
-        cdef Call call
-        if len(self.calls) <= max(0, self.in_flight - BATCH_CALLS):
-            self.fill()
-        if not self.calls:
-            raise StopIteration
-        if self.ordered:
-            call = self.calls.popleft()
-        else:
-            call = self.first_done()
-            if call is None:
-                call = self.calls.popleft()     # answers come in the order of the requests, as a rule
+    cdef int wait(self) except -1:
+        """Until the next item has an outcome."""
+        cdef Caller caller = <Caller>self.flight.first().caller
+        cdef uint64_t number = self.flight.first().number
         try:
-            return call.result()
+            if not caller.wait(self.flight, self.flight.first().until):
+                error = DeadlineExceeded(f"{self.method.codec.qualified}() had no answer before the deadline; a late one will be dropped")
+                self.flight.expire(error)
+                caller.tell_plugin(number, error)
+        except Exception as error:
+            if not self.flight.ready():
+                self.flight.expire(error)
+        except BaseException:
+            self.close()
+            raise
+        return 0
+
+    cdef object outcome(self):
+        cdef int state = 0
+        value = self.flight.take(&state)
+        if state == ANSWERED:
+            return value
+        try:
+            if state == CALLED:
+                return (<Call>value).result()
+            raise value
         except BaseException as error:
-            if call.state == PENDING:
-                call.cancel()                   # Ctrl-C: this one has no place any more
+            if state == CALLED:
+                (<Call>value).cancel()              # Ctrl-C: this one has no place any more
             if not self.goes_on or not isinstance(error, Exception):
                 self.close()
             raise
 
     def close(self) -> None:
         """Cancels what is under way; there are no further results."""
+        cdef uint64_t number = 0
         self.exhausted = True
-        while self.calls:
-            self.calls.popleft().cancel()
+        while self.flight.count():
+            left = self.flight.drop(&number)
+            if isinstance(left, Call):
+                left.cancel()
+            elif left is not None:
+                (<Caller>left).tell_plugin(number, None)
+        self.flight.leave()
 
     def __del__(self):
-        if self.calls is not None:
+        if self.flight is not None:
             self.close()

@@ -36,6 +36,8 @@ cdef class Server(Activity):
     cdef object context
     cdef Activation current             # None for a plain call
     cdef dict cancelled                 # call -> None, in order of arrival: cancelled before their handlers began
+    cdef int batched                    # answers that may wait to be published, of methods that are quick
+    cdef int64_t batch_began            # when the handler of the first of them did
     cdef bint runnable(self) except -1  # step() would not wait
     cdef object own_context(self)
     cdef object check_begun(self, uint64_t call)
@@ -43,6 +45,10 @@ cdef class Server(Activity):
     cdef Served served(self, FrameHeader* header)
     cdef Activation request(self, FrameHeader* header)
     cdef int plain(self, FrameHeader* header, Served served) except -1
+    cdef object unbuilt(self, object error)
+    cdef int left(self, tuple outer) except -1
+    cdef bint open_batch(self, Served served) except -1
+    cdef int close_batch(self, Served served, bint lazy) except -1
     cdef int run_one(self, Activation call) except -1
     cdef int launch(self, Activation call) except -1
     cdef int answer(self, FrameHeader* header, int kind) except -1

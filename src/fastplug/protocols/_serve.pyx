@@ -14,7 +14,7 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastplug._wire cimport (
-    FLAG_METADATA, FLAG_WAITS, FRAME_ERROR, FRAME_RELEASE, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, FrameHeader, Link, MethodCodec,
+    FLAG_METADATA, FLAG_SPILLED, FLAG_WAITS, FRAME_ERROR, FRAME_RELEASE, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, FrameHeader, Link, MethodCodec,
     References, encode_error, get_metadata, skip_rest,
 )
 from fastplug.protocols._activity cimport Activation, Activity, Input
@@ -48,6 +48,10 @@ cdef int64_t RELEASE_SLICE_NS = 500_000_000
 # A handler is quick when it takes less than this; after so many quick runs in a row its answer may wait for the next ones to be published.
 cdef int64_t QUICK_NS = 10_000
 cdef int QUICK_RUNS = 64
+cdef int BATCH_ANSWERS = 16
+
+cdef enum Phase:        # of a plain request
+    DECODING, RUNNING, ENCODING
 
 # The port of the connection whose handler runs on this thread, or in this task: fastplug.empty() makes its arrays there.
 _serving = contextvars.ContextVar("fastplug.serving", default=None)
@@ -223,9 +227,10 @@ cdef class Server(Activity):
         return self.run_one(self.request(header))
 
     cdef Served served(self, FrameHeader* header):
-        if header.interface >= len(self.interfaces) or header.method >= len(self.interfaces[header.interface]):
+        cdef list methods = self.interfaces[header.interface] if header.interface < len(self.interfaces) else None
+        if methods is None or header.method >= len(methods):
             raise RemoteProtocolError(f"the host called method {header.method} of interface {header.interface}; there is none")
-        return <Served>(<list>self.interfaces[header.interface])[header.method]
+        return <Served>methods[header.method]
 
     cdef Activation request(self, FrameHeader* header):
         """A request with its arguments decoded."""
@@ -260,45 +265,31 @@ cdef class Server(Activity):
     cdef int plain(self, FrameHeader* header, Served served) except -1:
         """A request without streams and callbacks: the fast road."""
         cdef MethodCodec codec = served.codec
-        cdef tuple values
-        cdef int64_t began = 0
-        cdef bint lazy
-        cdef tuple outer = None
+        cdef tuple values = None, outer = None
+        cdef Phase phase = DECODING
+        cdef bint lazy = False
         self.last = max(self.last, header.call)
-        self.unspill(header)
+        if header.flags & FLAG_SPILLED:
+            self.unspill(header)
         metadata = get_metadata(self.dec) if header.flags & FLAG_METADATA else None
         try:
             values = codec.decode_arguments(self.dec)
-        except Unbuilt as error:        # as if the handler had raised it: the caller chose the values
-            skip_rest(self.dec)
             self.link.consumed()
-            self.pack_error(error.__cause__)
-            return self.answer(header, FRAME_ERROR)
-        self.link.consumed()
-        self.calls += 1
-        lazy = self.link.has_frame()
-        if lazy:
-            began = fp_now_ns()
-        if served.quick < QUICK_RUNS:
-            self.link.flush()           # it may take long: what was answered before does not wait for it
-        if self.depth:
-            outer = (self.running, self.until_ns, self.metadata, self.context, self.current)
-        self.depth += 1
-        self.until_ns = fp_now_ns() + header.remaining_ns if header.remaining_ns else 0
-        self.running, self.metadata, self.context, self.current = header.call, metadata, None, None
-        try:
+            self.calls += 1
+            lazy = self.open_batch(served)
+            if self.depth:
+                outer = (self.running, self.until_ns, self.metadata, self.context, self.current)
+            phase = RUNNING
+            self.depth += 1
+            self.until_ns = fp_now_ns() + header.remaining_ns if header.remaining_ns else 0
+            self.running, self.metadata, self.context, self.current = header.call, metadata, None, None
             if FP_DEBUG:
                 fp_point("handler about to run")
-            try:
-                if self.cancelled:
-                    self.check_begun(header.call)
-                result = codec.call(served.function, values)
-            finally:
-                self.depth -= 1
-                self.running = 0
-                self.context = None
-                if outer is not None:
-                    self.running, self.until_ns, self.metadata, self.context, self.current = outer
+            if self.cancelled:
+                self.check_begun(header.call)
+            result = codec.call(served.function, values)
+            phase = ENCODING
+            self.left(outer)
             values = None               # arguments go back before the reply does, so that the host can use their memory again at once
             self.check_home()
             self.enc.reset()
@@ -306,17 +297,62 @@ cdef class Server(Activity):
             result = None
         except BaseException as error:  # SystemExit too: a handler must not end the plugin by raising
             values = None
-            if not self.at_home():
+            if phase == RUNNING:
+                self.left(outer)
+            if not self.at_home() or phase == DECODING and not isinstance(error, Unbuilt):
                 raise
-            self.pack_error(error)
-            return self.answer(header, FRAME_ERROR)
-        if began:
-            served.quick = min(served.quick + 1, QUICK_RUNS) if fp_now_ns() - began < QUICK_NS else 0
-        self.link.lazy = lazy and served.quick >= QUICK_RUNS
-        try:
-            return self.answer(header, FRAME_REPLY)
-        finally:
-            self.link.lazy = False
+            self.pack_error(self.unbuilt(error) if phase == DECODING else error)
+            self.answer(header, FRAME_ERROR)
+            return self.close_batch(served, False)
+        self.link.lazy = lazy
+        self.answer(header, FRAME_REPLY)
+        self.link.lazy = False
+        return self.close_batch(served, lazy)
+
+    cdef object unbuilt(self, object error):
+        """A constructor refused an argument: as if the handler had raised it, since the caller chose the values."""
+        skip_rest(self.dec)
+        self.link.consumed()
+        return error.__cause__
+
+    cdef int left(self, tuple outer) except -1:
+        """A plain handler has come back."""
+        self.depth -= 1
+        self.running = 0
+        self.context = None
+        if outer is not None:
+            self.running, self.until_ns, self.metadata, self.context, self.current = outer
+        return 0
+
+    # -- answers that are published together
+
+    cdef bint open_batch(self, Served served) except -1:
+        """Before a handler: whether its answer may wait for the next one's. The clock is read for a batch, not for each call."""
+        cdef bint more = self.link.has_frame()
+        if served.quick < QUICK_RUNS:
+            self.link.flush()           # it may take long: what was answered before does not wait for it
+            self.batched = 0
+            self.batch_began = fp_now_ns() if more else 0
+            return False
+        if more and not self.batched:
+            self.batch_began = fp_now_ns()
+        return more
+
+    cdef int close_batch(self, Served served, bint lazy) except -1:
+        """Behind an answer."""
+        if served.quick < QUICK_RUNS:
+            if self.batch_began:
+                served.quick = served.quick + 1 if fp_now_ns() - self.batch_began < QUICK_NS else 0
+            return 0
+        self.batched += lazy
+        if not self.batched or lazy and self.batched < BATCH_ANSWERS:
+            return 0
+        if fp_now_ns() - self.batch_began > QUICK_NS * self.batched:
+            for methods in self.interfaces:         # one of them has turned slow: each shows again that it is not
+                for served in methods:
+                    served.quick = 0
+        self.batched = 0
+        return 0
 
     cdef int run_one(self, Activation call) except -1:
         if call.asynchronous:
@@ -412,13 +448,15 @@ cdef class Server(Activity):
 
     cdef int answer(self, FrameHeader* header, int kind) except -1:
         cdef FrameHeader reply
-        self.tell_released()
+        if self.line.released:
+            self.tell_released()
         memset(&reply, 0, sizeof(FrameHeader))
-        try:
-            self.spill(&reply)
-        except Exception as error:
-            self.pack_error(error)
-            kind = FRAME_ERROR
+        if self.link.inline_limit and self.enc.size > self.link.inline_limit:
+            try:
+                self.spill(&reply)
+            except Exception as error:
+                self.pack_error(error)
+                kind = FRAME_ERROR
         reply.kind = <uint16_t>kind
         reply.call = header.call
         reply.interface = header.interface

@@ -55,6 +55,10 @@ cdef class Session:
     cdef int transmit(self, FrameHeader* header, int64_t until) except -1:
         header.size = <unsigned int>(self.enc.size + self.enc.outside)
         header.blocks = self.port.named
+        if not header.blocks:
+            while not self.link.send_encoded(header, self.enc, until):
+                self.read_on()
+            return 0
         # sent counts before the peer can see the frame: it may return the blocks at once
         self.port.commit()
         try:

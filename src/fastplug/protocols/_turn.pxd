@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
-from fastplug._wire cimport MethodCodec
+from fastplug._wire cimport FrameHeader, MethodCodec
 from fastplug.protocols._session cimport Session
 from fastplug.protocols._streams cimport Incoming, Outgoing
 
@@ -28,10 +28,14 @@ cdef class Pending:
     cdef list passed                    # numbers of the callbacks that it brought
     cdef object waiter                  # a lock on which a thread sleeps while another one reads the lane
     cdef list callbacks                 # done-callbacks
+    cdef bint greedy                    # takes whatever has come, not only what it waits for
     cdef object __weakref__
     cdef bint ready(self) noexcept
     cdef int finish(self, int state, object value) except -1
     cdef object outcome(self)
+    # Of a Flight, which stands for several calls: takes an answer if it is for one of them; all of one lane fail.
+    cdef bint claim(self, Turn caller, FrameHeader* header) except -1
+    cdef int lost(self, Turn caller, object error) except -1
 
 
 cdef class Turnstile:
@@ -52,6 +56,8 @@ cdef class Turn(Session):
     cdef int queued                     # threads that wait for the lock
     cdef bint asked_for                  # by the thread that is called back: whoever has the link may be waiting for just that one
     cdef dict pending                   # number -> Pending; None for one that was given up and whose answer is still to come
+    cdef list flights                   # Flights that have calls here
+    cdef Py_ssize_t flying              # how many calls those are
     cdef list waiting                   # Pendings whose threads want to read the link
     cdef list later                     # (kind, number): what could not be sent at once
     cdef list finished                  # Pendings with done-callbacks to run
@@ -62,6 +68,8 @@ cdef class Turn(Session):
     cdef int _lock(self, int64_t until, str what) except -1
     cdef void _unlock(self) noexcept
     cdef int lead(self, Pending call, int64_t until) except -1
+    cdef Py_ssize_t under_way(self) noexcept
+    cdef int update_duplex(self) except -1
     cdef int give_up(self, Pending call, int kind) except -1
     cdef int send_later(self, int kind, uint64_t number) except -1
     cdef int flush_later(self) except -1

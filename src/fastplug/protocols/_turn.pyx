@@ -6,6 +6,7 @@ import threading
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from fastplug._wire cimport FrameHeader
 from fastplug.protocols._session cimport Session
 from fastplug.protocols._streams cimport Incoming, Outgoing
 
@@ -50,6 +51,12 @@ cdef class Pending:
         if self.feed_error is not None:
             raise self.feed_error
         raise self.value
+
+    cdef bint claim(self, Turn caller, FrameHeader* header) except -1:
+        return False
+
+    cdef int lost(self, Turn caller, object error) except -1:
+        return 0
 
 
 cdef class Turnstile:
@@ -101,6 +108,7 @@ cdef class Turn(Session):
         Session.__init__(self, link, port)
         self.owner_pid = os.getpid()
         self.pending = {}
+        self.flights = []
         self.waiting = []
         self.later = []
         self.finished = []
@@ -196,6 +204,14 @@ cdef class Turn(Session):
         return -2
 
     # -- the end of calls
+
+    cdef Py_ssize_t under_way(self) noexcept:
+        return len(self.pending) + self.flying
+
+    cdef int update_duplex(self) except -1:
+        if self.link is not None:
+            self.link.duplex = self.under_way() > 0
+        return 0
 
     cdef int give_up(self, Pending call, int kind) except -1:
         """Nobody waits for it any more: its late answer will be dropped."""

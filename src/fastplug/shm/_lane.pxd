@@ -44,8 +44,9 @@ cdef class Lane(Link):
     cdef bint may_spin
     cdef public int64_t slice_ns        # longest sleep between two looks at signals and leases
     cdef object backlog                 # frames drained while waiting for space
-    cdef Py_ssize_t backlog_bytes
+    cdef Py_ssize_t backlog_bytes       # with headers: 0 when there is none
     cdef object holds                   # (position, lease): leases of blocks that frames still in the out ring name
+    cdef Py_ssize_t held_leases         # how many those are
     cdef list unsent_holds              # of the frame that is being encoded; None when there are none
     cdef readonly uint64_t spins        # counters for stats(): waits that ended while spinning, and that slept
     cdef readonly uint64_t sleeps

@@ -10,7 +10,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastplug._wire cimport FRAME_PAD, HEADER_BYTES, Decoder, FrameHeader, Link, check_header
+from fastplug._wire cimport FRAME_PAD, HEADER_BYTES, Decoder, Encoder, FrameHeader, Link, check_header
 from fastplug.shm._segment cimport Segment
 
 from fastplug.errors import DeadlineExceeded, LocalProtocolError, RemoteProtocolError
@@ -168,9 +168,12 @@ cdef class Lane(Link):
         index = self.tail & (self.out_bytes - 1)
         fp_prefetch_for_writing(self.out_ring + index)
         fp_prefetch_for_writing(self.out_ring + (index + 64 & (self.out_bytes - 1)))
-        if self.holds or self.unsent_holds:
+        if self.held_leases or self.unsent_holds is not None:
             self._settle_holds()
         return 1
+
+    cdef int send_encoded(self, FrameHeader* header, Encoder enc, int64_t until_ns) except -1:
+        return Lane.send(self, header, enc.data, until_ns)
 
     cdef void _publish(self) noexcept:
         self.unpublished = 0
@@ -185,7 +188,7 @@ cdef class Lane(Link):
         return 0
 
     cdef bint has_frame(self) except -1:
-        return fp_load_position(&self.theirs.tail) != self.head or bool(self.backlog)
+        return fp_load_position(&self.theirs.tail) != self.head or self.backlog_bytes > 0
 
     cdef int _wait_space(self, uint64_t need, int64_t until_ns) except -1:
         """Waits until the peer has consumed enough. Drains the inbound ring meanwhile: otherwise two full rings deadlock.
@@ -241,7 +244,7 @@ cdef class Lane(Link):
             dec = Decoder()
             if self._take(&header, dec):
                 self.backlog.append(((<unsigned char*>&header)[:HEADER_BYTES], dec))
-                self.backlog_bytes += dec.size
+                self.backlog_bytes += HEADER_BYTES + dec.size
         return 0
 
     # -- receiving
@@ -280,7 +283,7 @@ cdef class Lane(Link):
             self.decoding = True
         elif self.head - self.told_head >= self.in_bytes // HEAD_FRACTION:
             self._tell_head()
-        if self.holds:
+        if self.held_leases:
             self.drop_holds()           # a reply has come: the peer has read what was sent before
         return 1
 
@@ -303,9 +306,9 @@ cdef class Lane(Link):
         cdef const unsigned char* raw
         if self.decoding:
             self.consumed()             # whoever got the last frame failed with it
-        if self.backlog:
+        if self.backlog_bytes:
             packed, drained = self.backlog.popleft()
-            self.backlog_bytes -= drained.size
+            self.backlog_bytes -= HEADER_BYTES + drained.size
             raw = packed
             memcpy(header, raw, HEADER_BYTES)
             memcpy(dec.fill(drained.size), drained.data, drained.size)
@@ -372,6 +375,7 @@ cdef class Lane(Link):
         self.drop_holds()
         for lease in self.unsent_holds or ():
             self.holds.append((self.tail, lease))
+            self.held_leases += 1
         self.unsent_holds = None
         return 0
 
@@ -379,6 +383,7 @@ cdef class Lane(Link):
         cdef uint64_t consumed = self._consumed()
         while self.holds and <uint64_t>self.holds[0][0] <= consumed:
             self.holds.popleft()
+            self.held_leases -= 1
         return 0
 
     # -- the end

@@ -1,0 +1,45 @@
+# The calls of one map that are under way, and the results that nobody has taken yet.
+
+from libc.stdint cimport int64_t, uint64_t
+
+from cpython.object cimport PyObject
+
+from fastplug._wire cimport FrameHeader, MethodCodec
+from fastplug.protocols._turn cimport Pending, Turn
+
+
+cdef struct Place:
+    # One item. PENDING -> ANSWERED | FAILED; or CALLED from the start.
+    uint64_t number
+    int64_t until
+    PyObject* caller                    # borrowed: whose lane it is on; the pool keeps it
+    PyObject* value                     # the result, the error, or the Call
+    int state
+
+
+cdef enum:
+    CALLED = 4                          # its outcome is the business of a Call
+
+
+cdef class Flight(Pending):
+    # As a Pending it stands for the result that comes next.
+    cdef Place* places                  # a ring
+    cdef Py_ssize_t mask
+    cdef Py_ssize_t head                # of the item that is taken next
+    cdef Py_ssize_t tail
+    cdef Py_ssize_t expected            # where the next answer belongs if answers come in order
+    cdef Py_ssize_t settled             # ANSWERED or FAILED, not taken
+    cdef bint ordered
+    cdef list callers
+    cdef Py_ssize_t count(self) noexcept
+    cdef Place* first(self) noexcept
+    cdef int enlist(self, Turn caller) except -1
+    cdef int add(self, Turn caller, uint64_t number, int64_t until) except -1
+    cdef int add_done(self, int state, object value) except -1
+    cdef object take(self, int* state)
+    cdef int settle(self, Place* place, int state, object value) except -1
+    cdef int expire(self, object error) except -1
+    cdef object drop(self, uint64_t* number)
+    cdef int leave(self) except -1
+    cdef int abandon(self, Place* place) except -1
+    cdef Place* place_of(self, Turn caller, uint64_t number) noexcept
