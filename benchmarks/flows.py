@@ -1,7 +1,7 @@
 """Beyond single calls: many under way, streams, callbacks. ``python -m benchmarks.flows [--callbacks N] [shm|socket]``; one line a figure.
 
-Cells take turns within a round, and a ratio is made within each round; shown are medians. Memory of both processes is shown before and after
-the callbacks.
+Cells take turns within a round, and a ratio is made within each round; shown are medians. Memory of both processes is shown before and
+after the callbacks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Flow", "PlainFlow", "main"]
 CALLS = 10_000
 SOCKET_CALLS = 2_000
 ARRAYS = 500
-ROUNDS = 7
+ROUNDS = 15
 IN_FLIGHT = 64
 ELEMENTS = 131_072  # 1 MiB of float64
 PAYLOAD = b"x" * 64
