@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -324,17 +325,28 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = "float64") -> npt
     Raises:
         ArenaExhausted: over the plugin's arena limit.
     """
-    from fastplug.protocols._serve import serving_port
-
-    port = serving_port()
+    port = _serving_port()()
     if port is None:
         import numpy as np
 
         return np.empty(shape, dtype)
-    from fastplug.shm import _ndarray
-
-    found: npt.NDArray[Any] = _ndarray.empty(port.arena, shape, dtype)
+    found: npt.NDArray[Any] = _born_shared()(port.arena, shape, dtype)
     return found
+
+
+@functools.cache
+def _serving_port() -> Callable[[], Any]:
+    """Loaded with the first array: an import statement takes half a microsecond each time."""
+    from fastplug.protocols._serve import serving_port
+
+    return serving_port
+
+
+@functools.cache
+def _born_shared() -> Callable[..., Any]:
+    from fastplug.shm._ndarray import empty as born
+
+    return born
 
 
 def grpc_service(name: str, implementation: object, *, descriptors: Descriptors) -> GRPCPlugin:

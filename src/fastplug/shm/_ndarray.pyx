@@ -334,6 +334,10 @@ cdef int _inside(Description it, uint64_t offset, uint64_t start, uint64_t end) 
     return 0
 
 
+# Dtypes of numpy's own that travel: to describe one takes longer than all else here.
+cdef set _described = set()
+
+
 def empty(arena, shape, dtype) -> np.ndarray:
     """An uninitialised, writable, C-ordered array in a block of ``arena``. Under 1 KiB: an ordinary array, since it travels inline.
 
@@ -349,10 +353,13 @@ def empty(arena, shape, dtype) -> np.ndarray:
     if descr.subdtype is not None:      # numpy makes further dimensions of it, too
         descr, inner = descr.subdtype
         shape += inner
-    try:
-        dtypes.describe(descr)
-    except dtypes.UndescribedError as error:
-        raise TypeError(f"an array of {error}") from None
+    if descr not in _described:
+        try:
+            dtypes.describe(descr)
+        except dtypes.UndescribedError as error:
+            raise TypeError(f"an array of {error}") from None
+        if descr.isbuiltin == 1:        # of those there are few
+            _described.add(descr)
     if descr.kind == c"T" or not descr.itemsize:
         raise TypeError(f"an array of dtype {descr} has no place in shared memory: its items have no bytes there")
     if len(shape) > MAX_NDIM:

@@ -51,6 +51,7 @@ class FastClient:
         self._context = context
         self._control = control
         self._memory: SharedMemory | None = None
+        self._born: Callable[..., npt.NDArray[Any]] | None = None  # makes arrays in shared memory; loaded with the first
         self._caller: Caller
         self._lanes: HostLanes | None = None
         self._offers: list[Any] = []
@@ -247,9 +248,11 @@ class FastClient:
             import numpy as np
 
             return np.empty(shape, dtype)
-        from fastplug.shm import _ndarray
+        if self._born is None:
+            from fastplug.shm._ndarray import empty
 
-        return _ndarray.empty(self._memory.arena, shape, dtype)
+            self._born = empty
+        return self._born(self._memory.arena, shape, dtype)
 
     def arena(self) -> contextlib.AbstractContextManager[None]:
         """Numpy's own arrays are born in shared memory, within the block; only over shm. Raises Closed."""
