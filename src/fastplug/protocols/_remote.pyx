@@ -186,12 +186,11 @@ cdef class Call(Pending):
     def end(self, error):
         """Gives the call up with this error, unless it is done."""
         if self.state == PENDING:
-            if self.number:             # first: an asynchronous handler that is told on the lane, too, would be gone when it is asked where it is
+            self.caller.abandon(self)
+            self.finish(GIVEN_UP, error)        # one that has not been sent, too
+            if self.number:                     # the frame comes last: an asynchronous handler that it ends could not be asked where it is
                 (<Caller>self.caller).tell_plugin(self.number, error)
-            self.caller.give_up(self, FRAME_CANCEL)
-            self.finish(GIVEN_UP, None)         # one that has not been sent, too
-            if self.state == GIVEN_UP:
-                self.value = error
+                self.caller.send_later(FRAME_CANCEL, self.number)
 
     def expire(self):
         """Its deadline is over."""

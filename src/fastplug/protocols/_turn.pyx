@@ -216,9 +216,15 @@ cdef class Turn(Session):
     cdef int give_up(self, Pending call, int kind) except -1:
         """Nobody waits for it any more: its late answer will be dropped."""
         if call.number in self.pending:
-            self.pending[call.number] = None
+            self.abandon(call)
             call.finish(GIVEN_UP, None)
             self.send_later(kind, call.number)
+        return 0
+
+    cdef int abandon(self, Pending call) except -1:
+        """Its answer, if there is still one to come, is for nobody."""
+        if call.number in self.pending:
+            self.pending[call.number] = None
         return 0
 
     cdef int send_later(self, int kind, uint64_t number) except -1:
