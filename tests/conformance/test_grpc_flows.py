@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from typing import Any, Protocol
 
 import pytest
 from tests.conformance.conftest import Gate, started
@@ -22,6 +23,13 @@ RPCS = {rpc.method.name: rpc for rpc in schema_of(interface_of(Flows)).rpcs}
 
 def serve_with_four_workers() -> None:
     fastplug.serve(PlainFlows(), workers=4)
+
+
+@pytest.fixture(scope="module")
+def plugin() -> Iterator[fastplug.Client]:
+    with started("grpc", PlainFlows) as client:
+        client.dispense(Flows)  # its threads start here
+        yield client
 
 
 @pytest.mark.parametrize(
@@ -69,14 +77,35 @@ def test_on_several_workers(gate: Gate) -> None:
             call.result(SOON_S)
 
 
+@fastplug.interface("test.flows/1")
+class Awaited(Protocol):
+    async def double(self, n: int) -> int: ...
+    async def fail(self, n: int) -> int: ...
+    async def total(self, values: AsyncIterable[int]) -> int: ...
+    def doubled(self, values: AsyncIterable[int]) -> AsyncIterator[int]: ...
+    async def each(self, n: int, tell: Callable[[int], int]) -> int: ...
+
+
+def test_methods_that_are_declared_async(plugin: fastplug.Client) -> None:
+    flows: Awaited = plugin.dispense(Awaited)
+
+    async def numbers(n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            await asyncio.sleep(0)
+            yield i
+
+    async def main() -> None:
+        assert await asyncio.gather(*[flows.double(n) for n in range(200)]) == [2 * n for n in range(200)]
+        with pytest.raises(ValueError, match="7"):
+            await flows.fail(7)
+        assert await flows.total(numbers(50)) == sum(range(50))
+        assert [n async for n in flows.doubled(numbers(50))] == [2 * n for n in range(50)]
+        assert await flows.each(5, abs) == 10
+
+    asyncio.run(main())
+
+
 # -- what a program that is no fastplug host may send
-
-
-@pytest.fixture(scope="module")
-def plugin() -> Iterator[fastplug.Client]:
-    with started("grpc", PlainFlows) as client:
-        client.dispense(Flows)  # its threads start here
-        yield client
 
 
 @pytest.fixture

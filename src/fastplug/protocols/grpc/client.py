@@ -140,7 +140,8 @@ class GrpcClient:
         for rpc in schema_of(interface).rpcs:
             name = rpc.method.name
             codec = MethodCodec(rpc, interface.name, self._copies)
-            methods[name] = absent_method(interface, rpc.method) if name in lacking else Remote(self, codec)
+            kind = AwaitedRemote if rpc.method.asynchronous else Remote
+            methods[name] = absent_method(interface, rpc.method) if name in lacking else kind(self, codec)
             if rpc.callbacks:
                 self._callbacks.start()
         return make_handle(interface, methods, self._context.name)
@@ -414,3 +415,10 @@ class Remote:
 
     def __reduce__(self) -> Any:
         raise TypeError("a live method cannot be pickled; pickle a fastplug.Spec and open it where it is needed")
+
+
+class AwaitedRemote(Remote):
+    """A method that is declared ``async def``: calling it gives a coroutine, and awaiting that makes the call."""
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return await self.submit(args, kwargs)

@@ -16,6 +16,7 @@ from fastplug._wire import pack_error
 from fastplug._wire_words import Unfit
 from fastplug.annotation import TypeNode
 from fastplug.errors import DeadlineExceeded, RemoteError, RemoteProtocolError, RpcError
+from fastplug.protocols._drawn import Drawn, drawn
 from fastplug.protocols.grpc.callbacks import Asked, Callbacks, Entry
 from fastplug.protocols.grpc.calls import take
 from fastplug.protocols.grpc.codec import MethodCodec
@@ -75,7 +76,7 @@ class Exchange:
 
     def stream(self, value: Any) -> None:
         try:
-            self._iterator = iter(value)
+            self._iterator = iter(drawn(value))
         except TypeError:
             raise Unfit(f"{type(value).__qualname__}, which cannot be iterated") from None
         self._feed = _Feed(self.events)
@@ -179,6 +180,11 @@ class Exchange:
         """What the caller's own generator raised."""
         return self._feed_error
 
+    @property
+    def draws(self) -> bool:
+        """Whether the caller's event loop makes the items that it takes."""
+        return isinstance(self._iterator, Drawn)
+
     def cancel(self) -> None:
         """Ends the call. From any thread; idempotent."""
         if self._cancel is not None:
@@ -258,7 +264,7 @@ class ResultStream:
         raise error
 
     async def __anext__(self) -> Any:
-        if not self.look(0):
+        if self._exchange.draws or not self.look(0):  # the loop must go on meanwhile
             import asyncio
 
             loop = asyncio.get_running_loop()
