@@ -157,6 +157,55 @@ def test_a_failing_item_of_a_map(flows: Flows) -> None:
     assert found == [1, "RemoteValueError", "ArgumentError", 2, "RemoteValueError", 3]
 
 
+def test_what_ends_a_map_is_raised_at_its_place(flows: Flows) -> None:
+    def source() -> Iterator[int]:
+        yield from range(5)
+        raise KeyError("no more")
+
+    results = fastplug.map(flows.double, source(), on_error="continue")
+    assert [next(results) for _ in range(5)] == [0, 2, 4, 6, 8]
+    with pytest.raises(KeyError, match="no more"):
+        next(results)
+    assert list(results) == []
+    with pytest.raises(ConfigError, match="returns a stream"):
+        list(fastplug.map(flows.count, range(3)))
+
+
+def test_a_map_whose_deadline_runs_out(flows: Flows, gate: Gate) -> None:
+    with fastplug.deadline(after_s=0.05):
+        late = fastplug.map(flows.wait, [gate.path] * 3)
+        with pytest.raises(DeadlineExceeded):
+            next(late)
+    assert list(late) == []
+    gate.open(3)
+    assert flows.double(1) == 2
+
+
+def test_maps_beside_each_other(flows: Flows) -> None:
+    """Two on one thread, and others on other threads, with plain calls between: each finds its own answers."""
+
+    def work(start: int) -> None:
+        ours = fastplug.map(flows.double, range(start, start + 300), in_flight=20)
+        others = fastplug.map(flows.fail, range(100, 400), in_flight=50, ordered=False, on_error="continue")
+        for n in range(start, start + 300):
+            assert next(ours) == 2 * n
+            try:
+                found.append(next(others))
+            except ValueError:
+                failed.append(n)
+            assert flows.double(n) == 2 * n
+
+    found: list[int] = []
+    failed: list[int] = []
+    threads = [threading.Thread(target=work, args=(1000 * n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SOON_S)
+    assert sorted(found) == sorted(3 * [n for n in range(100, 400) if n % 10 != 7])
+    assert len(failed) == 90
+
+
 def test_awaiting(flows: Flows, gate: Gate) -> None:
     async def main() -> list[int]:
         slow = asyncio.ensure_future(_waited(flows, gate.path))

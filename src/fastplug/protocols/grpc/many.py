@@ -260,16 +260,25 @@ class GrpcMapped:
             except StopIteration:
                 self._exhausted = True
                 return
-            try:
-                call = submitted(self._remote, args, {})
-            except ArgumentError as error:  # the others concern the connection, or the whole map
-                client = self._remote.client
-                client.in_flight.enter(self._remote.codec.qualified)
-                call = GrpcCall(client, self._remote.codec.qualified, "")
-                call.settle(None, error)
+            except Exception as error:  # noqa: BLE001  raised at its place, behind the results of what was sent
+                self._exhausted = True
+                call = self._failed(error)
+            else:
+                try:
+                    call = submitted(self._remote, args, {})
+                except ArgumentError as error:  # the others concern the connection, or the whole map
+                    call = self._failed(error)
             self._calls.append(call)
             if not self._ordered:
                 call.add_done_callback(self._done.put)
+
+    def _failed(self, error: Exception) -> GrpcCall:
+        """For what was not sent."""
+        client = self._remote.client
+        client.in_flight.enter(self._remote.codec.qualified)
+        call = GrpcCall(client, self._remote.codec.qualified, "")
+        call.settle(None, error)
+        return call
 
     def __next__(self) -> Any:
         self._fill()
