@@ -6,6 +6,10 @@ from fastplug._wire cimport FrameHeader, MethodCodec, References
 from fastplug.protocols._activity cimport Activation, Activity
 
 
+cdef enum Phase:        # of a plain request
+    DECODING, RUNNING, ENCODING
+
+
 cdef class Served:
     # One method that is served.
     cdef MethodCodec codec

@@ -50,9 +50,6 @@ cdef int64_t QUICK_NS = 10_000
 cdef int QUICK_RUNS = 64
 cdef int BATCH_ANSWERS = 16
 
-cdef enum Phase:        # of a plain request
-    DECODING, RUNNING, ENCODING
-
 # The port of the connection whose handler runs on this thread, or in this task: fastplug.empty() makes its arrays there.
 _serving = contextvars.ContextVar("fastplug.serving", default=None)
 
