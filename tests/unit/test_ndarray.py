@@ -241,7 +241,7 @@ def test_strings_of_any_length_are_copied(wires: Wires) -> None:
         _ndarray.empty(wires.host.arena, 3, np.dtypes.StringDType())
     strict, _ = two_ends(strict=True)
     with pytest.raises(CopyRequired):
-        Encoder(strict.port).encode(ANY, np.repeat(array, 100))
+        Encoder(strict.port).encode(ANY, many)
     assert Encoder(strict.port).encode(ANY, array[:1])
 
 
