@@ -20,8 +20,6 @@ from fastplug.errors import Cancelled, DeadlineExceeded, LocalProtocolError, Rem
 SOON_S = 60.0
 SHORT_S = 0.2
 
-pytestmark = pytest.mark.transports("shm", "socket", "inproc")
-
 
 @pytest.fixture(scope="module")
 def client(transport: str) -> Iterator[fastplug.Client]:
@@ -93,12 +91,13 @@ def test_awaited_methods(aio: Aio) -> None:
     assert list(fastplug.map(aio.double, range(10))) == [2 * n for n in range(10)]
 
 
-def test_many_are_under_way_on_one_worker(plain: PlainAio) -> None:
-    calls = [fastplug.submit(plain.meet, 500) for _ in range(499)]
+def test_many_are_under_way_on_one_worker(plain: PlainAio, transport: str) -> None:
+    count = 100 if transport == "grpc" else 500  # 128 are under way at most there
+    calls = [fastplug.submit(plain.meet, count) for _ in range(count - 1)]
     assert plain.plain(3) == 4
     assert not any(call.done() for call in calls)
-    assert plain.meet(500) == 500
-    assert [call.result(SOON_S) for call in calls] == [500] * 499
+    assert plain.meet(count) == count
+    assert [call.result(SOON_S) for call in calls] == [count] * (count - 1)
 
 
 def test_the_context_is_that_of_the_task(aio: Aio) -> None:
@@ -125,30 +124,30 @@ def test_arrays(start: Callable[..., fastplug.Client]) -> None:
     asyncio.run(main())
 
 
-def check_stack(stack: str) -> None:
-    """That of the task; a plugin that got no CPU for 100 ms can only tell where its threads are."""
-    if "all threads" not in stack:
+def check_stack(stack: str, transport: str) -> None:
+    """That of the task, but over gRPC; a plugin that got no CPU for 100 ms can only tell where its threads are."""
+    if "all threads" not in stack and transport != "grpc":
         assert stack.splitlines()[0].endswith("in rest")
         assert "in _for_ever" in stack
 
 
-def test_a_deadline_cancels_the_task(plain: PlainAio, gate: Gate) -> None:
+def test_a_deadline_cancels_the_task(plain: PlainAio, gate: Gate, transport: str) -> None:
     with pytest.raises(DeadlineExceeded) as caught, fastplug.deadline(after_s=SHORT_S):
         plain.rest(gate.path)
     gate.wait_entered()
     while (log := plain.log()) == []:
         pass
     assert log == ["cancelled True"]
-    check_stack(caught.value.plugin_stack)
+    check_stack(caught.value.plugin_stack, transport)
 
 
-def test_cancelling_a_call_cancels_the_task(aio: Aio, gate: Gate) -> None:
+def test_cancelling_a_call_cancels_the_task(aio: Aio, gate: Gate, transport: str) -> None:
     call = fastplug.submit(aio.rest, gate.path)
     gate.wait_entered()
     assert call.cancel()
     with pytest.raises(Cancelled) as caught:
         call.result()
-    check_stack(caught.value.plugin_stack)
+    check_stack(caught.value.plugin_stack, transport)
     while (log := aio.log()) == []:
         pass
     assert log == ["cancelled True"]
@@ -241,7 +240,7 @@ def test_a_generator_makes_no_more_than_may_be_under_way(streams: AioStreams) ->
     stream.close()
 
 
-def test_a_stream_as_argument(streams: AioStreams) -> None:
+def test_a_stream_as_argument(streams: AioStreams, transport: str) -> None:
     async def numbers(n: int) -> AsyncIterator[int]:
         for i in range(n):
             if i % 10 == 0:
@@ -258,6 +257,8 @@ def test_a_stream_as_argument(streams: AioStreams) -> None:
         assert await streams.first(numbers(10**9)) == 0
         with pytest.raises(LookupError, match="here"):
             await streams.total(failing())
+        if transport == "grpc":  # a stream both ways takes an ordinary iterable there
+            return
         assert [n async for n in streams.doubled(numbers(100))] == [2 * n for n in range(100)]
         doubled: Any = streams.doubled(numbers(10**9))
         assert [await anext(doubled) for _ in range(3)] == [0, 2, 4]

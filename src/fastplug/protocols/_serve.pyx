@@ -386,18 +386,15 @@ cdef class Server(Activity):
         error = None
         return self.finish(call, FRAME_ERROR)
 
-    # -- asynchronous handlers
-
     cdef int launch(self, Activation call) except -1:
         """Hands a call to the event loop. What becomes of it is told to attend()."""
         from fastplug.protocols._tasks import Producing, Running
 
-        error = call.error
         if len(self.active) >= _QUEUED_MAX:
             raise RemoteProtocolError(f"the host has more than {_QUEUED_MAX} calls under way")
         try:
-            if error is not None:
-                raise error
+            if call.error is not None:
+                raise call.error
             if self.cancelled:
                 self.check_begun(call.number)
             values, call.values = call.values, None

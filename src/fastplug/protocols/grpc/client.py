@@ -29,6 +29,7 @@ from fastplug.errors import (
 from fastplug.interfaces import Interface
 from fastplug.process.stacks import process_state
 from fastplug.protocol import HostContext
+from fastplug.protocols._drawn import drawn
 from fastplug.protocols.grpc.arrays import ArrayCopies
 from fastplug.protocols.grpc.broker import Broker, Conversation
 from fastplug.protocols.grpc.callbacks import Callbacks
@@ -421,4 +422,4 @@ class AwaitedRemote(Remote):
     """A method that is declared ``async def``: calling it gives a coroutine, and awaiting that makes the call."""
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return await self.submit(args, kwargs)
+        return await self.submit(tuple(map(drawn, args)), {name: drawn(value) for name, value in kwargs.items()})

@@ -162,6 +162,7 @@ class GrpcServer:
         self.stop()
         self._listener.close()
         self._workers.cancel_waiting()
+        self._serving.close()
         self._services.end()
         self._broker.close()
         self._targets.close()
