@@ -91,10 +91,11 @@ def test_killing_the_sandbox_ends_the_plugin() -> None:
     assert error.returncode == -signal.SIGKILL
 
 
-# What these ask is about processes: pids and signals of another namespace, the host's view of the plugin's memory, files by their inode.
+# What these ask is about processes: pids and signals of another namespace (what is killed is the sandbox, and the plugin ends a moment
+# later), the host's view of the plugin's memory, files by their inode.
 OF_PROCESSES = (
     "what_a_client_is or stopped or stack_also or reads_the_hosts_memory or many_plugins_at_once or mapped_file or file_that_is_shortened"
-    " or on_every_lane"
+    " or on_every_lane or dies_in_the_middle"
 )
 
 
