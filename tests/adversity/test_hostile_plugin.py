@@ -7,18 +7,21 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from tests.adversity.running import Running, plugin_environment
+from tests.adversity.running import Running, plugin_environment, started
 from tests.plugins.faults_api import Faults
-from tests.plugins.hostile_plugin import CONTROLS, HARMLESS, HELLOS, REPLIES, SEGMENTS
+from tests.plugins.hostile_plugin import CONTROLS, HARMLESS, HELLOS, KEEPS, REPLIES, SEGMENTS
 
 import fastplug
 
 FaultRow = Callable[..., None]
 
 
-def start(how: str) -> fastplug.Client:
+LIMIT_BYTES = 16 << 20
+
+
+def start(how: str, arena: fastplug.Arena | None = None) -> fastplug.Client:
     argv = [sys.executable, "-m", "tests.plugins.hostile_plugin", how]
-    return fastplug.start(argv, name="hostile", env=plugin_environment(), connect_timeout_s=5, stop_timeout_s=0.1)
+    return fastplug.start(argv, name="hostile", env=plugin_environment(), connect_timeout_s=5, stop_timeout_s=0.1, arena=arena)
 
 
 def call(client: fastplug.Client) -> float:
@@ -56,3 +59,22 @@ def test_a_broken_connection(fault_row: FaultRow, how: str) -> None:
     assert not isinstance(caught.value, TimeoutError)
     if how in ("arena: sparse", "arena: no seals", "lane: smaller than announced", "lane: another version", "HELLO: no JSON"):
         fault_row(f"the plugin breaks the protocol at the start: {how}", caught.value, do="start the plugin anew")
+
+
+def test_who_gives_no_array_back_uses_up_the_arena_and_no_more(fault_row: FaultRow) -> None:
+    arena = fastplug.Arena(LIMIT_BYTES)
+    with arena, start(KEEPS, arena) as client:
+        faults = client.dispense(Faults)
+        with pytest.raises(fastplug.ArenaExhausted) as caught:  # noqa: PT012  how many fit is the arena's affair
+            for _ in range(LIMIT_BYTES >> 19):
+                faults.plus_one(np.zeros(1 << 17))
+        stats = arena.stats()
+        assert stats["bytes"] <= LIMIT_BYTES
+        assert stats["blocks_lent"] >= LIMIT_BYTES >> 21
+        assert stats["oldest_lent"] is not None
+        assert stats["oldest_lent"]["peers"] == ["hostile"]
+        fault_row("a plugin that gives no array back", caught.value, do="Drop arrays that are no longer needed on either side")
+        client.kill()
+        with started("shm", arena=arena) as next_one:  # what the one that is gone had is free
+            assert next_one.dispense(Faults).plus_one(np.zeros(1 << 17)).sum() == 1 << 17
+        assert arena.stats()["blocks_lent"] == 0

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.plugins.hostile import ARENA_BYTES, FAST_VERSION, HEADER, RING_BYTES, SEALS, TABLE_SLOTS, Peer, array_value, memfd, regular_file
 
-__all__ = ["CONTROLS", "HARMLESS", "HELLOS", "REPLIES", "SEGMENTS"]
+__all__ = ["CONTROLS", "HARMLESS", "HELLOS", "KEEPS", "REPLIES", "SEGMENTS"]
 
 Breaks = Callable[[Peer], None]
 U64 = (1 << 64) - 1
@@ -189,6 +189,18 @@ HARMLESS: dict[str, Breaks] = {
 }
 
 
+def _keep(peer: Peer) -> None:
+    """Answers every call and gives no array back."""
+    inline = array_value(form=0, shape=(1,), n=8, data=bytes(8))
+    while True:
+        request = HEADER.unpack(peer.next_frame()[: HEADER.size])
+        peer.publish(inline, call=request[3], method=request[5], blocks=0)
+
+
+# Breaks no rule, and is no friend.
+KEEPS = "keeps every array"
+
+
 def _fds(peer: Peer) -> list[int]:
     return [peer.lane_fd, peer.table_fd, peer.arena_fd]
 
@@ -230,6 +242,8 @@ def main(how: str) -> None:
         HELLOS[how](peer)
     else:
         peer.send(1, peer.hello(interfaces=interfaces), _fds(peer))
+    if how == KEEPS:
+        _keep(peer)
     if how not in SEGMENTS and how not in HELLOS:
         _answer(peer, how)
     peer.until_the_end()
