@@ -366,7 +366,8 @@ cdef class HandoverLink(Link):
 
     cdef int send(self, FrameHeader* header, const unsigned char* payload, int64_t until_ns) except -1:
         cdef Encoder enc = Encoder()
-        memcpy(enc.take(header.size), payload, header.size)
+        if header.size:                 # without a payload there is no address to copy from
+            memcpy(enc.take(header.size), payload, header.size)
         return self.send_encoded(header, enc, until_ns)
 
     cdef bint has_frame(self) except -1:

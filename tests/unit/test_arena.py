@@ -16,7 +16,7 @@ from tests.unit.two_ends import SOON_S, attached
 from fastplug.errors import ArenaExhausted, RemoteProtocolError
 from fastplug.shm import _arena
 from fastplug.shm._arena import Arena
-from fastplug.shm._borrowed import Borrowed
+from fastplug.shm._borrowed import MAX_SEGMENT_IDS, Borrowed
 from fastplug.shm._loans import MAX_TABLES, TABLE_SLOTS, Ledger
 from fastplug.shm._segment import PAGE_BYTES, Segment
 from fastplug.shm._space import Space, size_of_block
@@ -126,7 +126,7 @@ def test_segments_that_are_announced_wrongly() -> None:
     borrowed = Borrowed("the peer", lambda _id: None)
     segment = Segment.create(4096)
     borrowed.add_segment(0, attached(segment))
-    for segment_id in (0, -1, 1 << 31, 258, 10_000):
+    for segment_id in (0, -1, 1 << 31, MAX_SEGMENT_IDS):
         with pytest.raises(RemoteProtocolError, match=f"the peer announced segment {segment_id}"):
             borrowed.add_segment(segment_id, attached(segment))
     assert not borrowed.drop_segment(5)
@@ -145,6 +145,33 @@ def test_at_most_so_many_segments_are_mapped() -> None:
     assert borrowed.drop_segment(17)
     borrowed.add_segment(256, attached(segment))
     borrowed.close()
+
+
+def test_an_id_is_used_again_once_every_peer_has_let_go_of_it() -> None:
+    """Or ids grow with all that an arena ever was, and a plugin that is started late cannot follow."""
+    arena = Arena(4 * MIB, MIB)
+    ledgers = [Ledger(arena, name, lambda _id, _segment: None) for name in "ab"]
+
+    def replace(size: int) -> set[int]:
+        """Ids that both were told of, of segments that were made since all others became idle."""
+        before = {i for i in range(100) if ledgers[0].announced_segment(i) is not None}
+        lease = arena.allocate(size)
+        for ledger in ledgers:
+            ledger.announce_all()
+        del lease
+        return {i for i in range(100) if ledgers[0].announced_segment(i) is not None} - before
+
+    assert replace(MIB) == {0}
+    assert replace(2 * MIB) == {1}
+    with pytest.raises(ArenaExhausted):
+        replace(3 * MIB)  # 0 and 1 are retired, and nobody has answered
+    for segment_id in (0, 1):
+        arena.retired(segment_id, ledgers[0])
+    with pytest.raises(ArenaExhausted):
+        replace(3 * MIB)
+    for segment_id in (0, 1):
+        arena.retired(segment_id, ledgers[1])
+    assert replace(3 * MIB) in ({0}, {1})
 
 
 def test_retired_of_nothing() -> None:

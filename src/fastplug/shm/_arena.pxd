@@ -20,6 +20,7 @@ cdef class Arena(Owner):
     cdef readonly bint closed
     cdef list spaces                    # id -> Space; None for segments that are gone, or another process's
     cdef list blocks                    # id -> dict: offset -> Block; of another process's segments: key -> Block
+    cdef list free_ids                  # of segments that are gone, here and at every peer
     cdef list free                      # size class -> list of Block
     cdef list lent                      # size class -> deque of Block, oldest first
     cdef uint64_t lasting               # segments below this id are never given back

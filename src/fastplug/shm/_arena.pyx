@@ -19,6 +19,7 @@ from fastplug.shm._segment cimport Segment
 from fastplug.shm._space cimport PAGE_BYTES, SMALL_BYTES, Space, block_bytes, size_class_of
 
 from fastplug.errors import ArenaExhausted
+from fastplug.shm._loans import MAX_SEGMENTS
 from fastplug.shm._segment import MAX_SEGMENT_BYTES
 from fastplug.shm._segment import Segment as SegmentType
 
@@ -32,8 +33,6 @@ FIRST_SEGMENT_BYTES = 4 << 20
 # Later ones at least double what there is, up to this, or to a part of the limit: few segments, few descriptors, little waste.
 GROWTH_BYTES = 64 << 20
 GROWTH_FRACTION = 128
-# A receiver keeps at most this many segments of one peer mapped: each costs a descriptor.
-MAX_SEGMENTS = 256
 # How many of the oldest lent blocks are looked at before memory is cut: bounds the cost of an allocation.
 RECYCLE_LOOKS = 16
 # Making a segment takes about 1 ms per MiB: 64 GiB in this time.
@@ -62,6 +61,7 @@ cdef class Arena(Owner):
         self.segments = []
         self.spaces = []
         self.blocks = []
+        self.free_ids = []
         self.free = []
         self.lent = []
         self.ledgers = []
@@ -145,9 +145,9 @@ cdef class Arena(Owner):
         return block
 
     cdef Block _cut(self, int size_class, uint64_t bytes):
-        """A new block, from a segment with room; None when there is none. Newer segments are larger."""
-        cdef Block block = Block.__new__(Block)
+        """A new block, from a segment with room; None when there is none. Later ones tend to be larger."""
         cdef uint64_t align = PAGE_BYTES if bytes >= <uint64_t>(4 * PAGE_BYTES) else 256
+        cdef Block block = Block.__new__(Block)
         cdef Space space
         cdef int64_t at
         cdef Py_ssize_t segment_id
@@ -270,8 +270,7 @@ cdef class Arena(Owner):
             return
         growing = self.growing
         if growing is not None:
-            growing.wait(GROW_TIMEOUT_S)
-            return
+            return growing.wait(GROW_TIMEOUT_S)
         open_segments = sum(1 for segment in self.segments if segment is not None)
         for size in (max(bytes, min(self._growth_bytes(), self.total_bytes)), bytes):
             if self.total_bytes + size <= self.limit_bytes and open_segments < MAX_SEGMENTS:
@@ -294,8 +293,7 @@ cdef class Arena(Owner):
                 (<Ledger>ledger).await_room(lambda: self.total_bytes + bytes <= self.limit_bytes)
 
     def _grow(self, bytes):
-        size = -(-bytes // PAGE_BYTES) * PAGE_BYTES
-        self.total_bytes += size        # before the GIL is released in create()
+        self.total_bytes += (size := -(-bytes // PAGE_BYTES) * PAGE_BYTES)      # before the GIL is released in create()
         try:
             segment = SegmentType.create(size, "fastplug-arena")
             if self.closed:
@@ -303,10 +301,18 @@ cdef class Arena(Owner):
         except BaseException:
             self.total_bytes -= min(size, self.total_bytes)
             raise
-        space, blocks = Space(size), {}
-        self.segments.append(segment)
-        self.spaces.append(space)
-        self.blocks.append(blocks)
+        self._enter(segment, Space(size))
+
+    def _enter(self, segment, space):
+        """Returns the segment's id: one that no peer has any more, so that ids, and what is looked through for each, stay few."""
+        blocks = {}
+        if not self.free_ids:
+            self.free_ids.append(len(self.segments))
+            for column in (self.segments, self.spaces, self.blocks):
+                column.append(None)
+        at = self.free_ids.pop()
+        self.blocks[at], self.segments[at], self.spaces[at] = blocks, segment, space
+        return at
 
     def _grow_ahead(self, bytes):
         done = self.growing = threading.Event()
@@ -335,26 +341,22 @@ cdef class Arena(Owner):
             (<Ledger>ledger).announced.discard(segment_id)
         if not own:
             self.foreign_ids.pop(id(segment), None)
-        elif told:
-            self.retiring[segment_id] = [segment.bytes, told]
-        else:
-            self.total_bytes -= segment.bytes
+        self.retiring[segment_id] = [segment.bytes if own else 0, told]
+        self.retired(segment_id, None)
         for ledger in list(told):
             (<Ledger>ledger).announce(segment_id, None)
 
-    cdef int answered(self, object segment_id, Ledger ledger) except -1:
-        entry = self.retiring.get(segment_id)
-        if entry is None or ledger not in entry[1]:
+    cpdef int retired(self, object segment_id, Ledger ledger) except -1:
+        if segment_id not in self.retiring:
             return 0
-        entry[1].remove(ledger)
-        if not entry[1]:
-            self.total_bytes -= min(entry[0], self.total_bytes)
+        size, told = self.retiring[segment_id]
+        if ledger in told:
+            told.remove(ledger)
+        if not told:
+            self.total_bytes -= min(size, self.total_bytes)
             del self.retiring[segment_id]
+            self.free_ids.append(segment_id)
         return 0
-
-    def retired(self, segment_id: int, ledger: Ledger) -> None:
-        """A peer has unmapped a retired segment."""
-        self.answered(segment_id, ledger)
 
     # -- memory of another process that is lent on
 
@@ -365,10 +367,7 @@ cdef class Arena(Owner):
             block = Block.__new__(Block)
             segment_id = self.foreign_ids.get(id(segment))
             if segment_id is None:
-                segment_id = self.foreign_ids[id(segment)] = len(self.segments)
-                self.segments.append(segment)
-                self.spaces.append(None)
-                self.blocks.append({})
+                segment_id = self.foreign_ids[id(segment)] = self._enter(segment, None)
             block.arena = self
             block.segment = segment
             block.segment_id = segment_id
@@ -435,6 +434,7 @@ cdef class Arena(Owner):
         self.segments = []
         self.spaces = []
         self.blocks = []
+        self.free_ids = []
         self.free = []
         self.lent = []
         self.forwarded = {}

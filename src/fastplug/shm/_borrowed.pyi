@@ -7,6 +7,7 @@ from fastplug.shm._arena import Arena
 from fastplug.shm._segment import Segment
 
 MAX_SEGMENTS: Final[int]
+MAX_SEGMENT_IDS: Final[int]
 MAX_TABLES: Final[int]
 TABLE_SLOTS: Final[int]
 

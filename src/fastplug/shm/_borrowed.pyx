@@ -6,8 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastplug.shm._segment cimport Segment
 
 from fastplug.errors import RemoteProtocolError
-from fastplug.shm._arena import MAX_SEGMENTS
-from fastplug.shm._loans import MAX_TABLES, TABLE_SLOTS
+from fastplug.shm._loans import MAX_SEGMENTS, MAX_TABLES, TABLE_SLOTS
 from fastplug.shm._segment import Segment as SegmentType
 
 cdef extern from "_atomics.h" nogil:
@@ -16,6 +15,9 @@ cdef extern from "_atomics.h" nogil:
     int fp_fork_init()
     uint32_t fp_mark()
     int fp_is_home(uint32_t)
+
+# An owner uses an id again once every peer has let go of it, so that it needs few; each costs a receiver eight bytes.
+MAX_SEGMENT_IDS = 65_536
 
 if fp_fork_init():
     raise ImportError("MADV_WIPEONFORK is missing: shared memory needs Linux 4.14 or later")
@@ -83,7 +85,7 @@ cdef class Borrowed:
         if not 0 <= segment_id < (1 << 31) or (segment_id < len(self.segments) and self.segments[segment_id] is not None):
             raise RemoteProtocolError(f"{self.peer} announced segment {segment_id} twice")
         known = sum(1 for known in self.segments if known is not None) + len(self.lost) - (segment_id in self.lost)
-        if segment_id > len(self.segments) + MAX_SEGMENTS or known >= MAX_SEGMENTS:
+        if segment_id >= MAX_SEGMENT_IDS or known >= MAX_SEGMENTS:
             raise RemoteProtocolError(f"{self.peer} announced segment {segment_id}; at most {MAX_SEGMENTS} are mapped at once")
         while len(self.segments) <= segment_id:
             self.segments.append(None)

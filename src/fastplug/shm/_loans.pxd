@@ -39,7 +39,7 @@ cdef class Owner:
     cdef list ledgers
     cdef dict retiring                  # id -> [bytes, ledgers that have not answered]
     cdef int let_go(self, Block block) except -1        # the end of a local lease
-    cdef int answered(self, object segment_id, Ledger ledger) except -1    # a peer has unmapped a retired segment, or is gone
+    cpdef int retired(self, object segment_id, Ledger ledger) except -1    # a peer has unmapped a retired segment, or is gone
 
 
 cdef class Loan:

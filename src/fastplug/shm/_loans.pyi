@@ -7,6 +7,8 @@ from fastplug.shm._segment import Segment
 
 TABLE_SLOTS: Final[int]
 MAX_TABLES: Final[int]
+MAX_SEGMENTS: Final[int]
+MAX_FOREIGN: Final[int]
 
 @disjoint_base
 class Block:
@@ -18,7 +20,8 @@ class Block:
     def bytes(self) -> int: ...
 
 @disjoint_base
-class Owner: ...
+class Owner:
+    def retired(self, segment_id: int, ledger: Ledger | None) -> int: ...
 
 @disjoint_base
 class Loan: ...

@@ -26,6 +26,10 @@ cdef extern from "_atomics.h" nogil:
 # Slots of one table: 64 KiB of counters. Blocks lent at the same time to one peer; beyond it a further table is asked for.
 TABLE_SLOTS = 8192
 MAX_TABLES = 16
+# A receiver keeps at most this many segments of one peer mapped: each costs a descriptor.
+MAX_SEGMENTS = 256
+# What is lent on from elsewhere leaves room for an arena's own, of which there are about as many (GROWTH_FRACTION).
+MAX_FOREIGN = MAX_SEGMENTS // 2
 cdef enum:
     SAMPLES = 64            # words of a lent block that debug builds compare
 
@@ -84,7 +88,7 @@ cdef class Owner:
     cdef int let_go(self, Block block) except -1:
         raise NotImplementedError
 
-    cdef int answered(self, object segment_id, Ledger ledger) except -1:
+    cpdef int retired(self, object segment_id, Ledger ledger) except -1:
         raise NotImplementedError
 
 
@@ -156,21 +160,25 @@ cdef class Ledger:
         return self.arena.segments[segment_id] if segment_id in self.announced else None
 
     cdef int tell(self, Block block) except -1:
-        if block.segment_id not in self.announced:
-            self._announce(block.segment_id, block.segment)
-        return 0
+        """1: the peer has the block's segment now; 0: it has as many as it takes, with one more it would end the connection."""
+        if block.segment_id in self.announced:
+            return 1
+        return self._announce(block.segment_id, block.segment, MAX_SEGMENTS if block.foreign is None else MAX_FOREIGN)
 
-    def _announce(self, segment_id, segment):
+    def _announce(self, segment_id, segment, most):
         with self.announcing:           # whoever comes second goes on only when the message is in the socket
             if segment_id not in self.announced:
+                if len(self.announced) >= most:
+                    return 0
                 self.announce(segment_id, segment)
                 self.announced.add(segment_id)
+        return 1
 
     def announce_all(self) -> None:
-        """Tells the peer of every segment that there is, so that it can map them before a frame names them."""
+        """Tells the peer of every segment that there is and that it can have, so that it can map them before a frame names them."""
         for segment_id, segment in enumerate(list(self.arena.segments)):
             if segment is not None and not self.closed:
-                self._announce(segment_id, segment)
+                self._announce(segment_id, segment, MAX_FOREIGN)
 
     cdef Loan loan(self, Block block):
         """The loan of this block to this peer, made when there is none; None when all slots are in use."""
@@ -238,7 +246,7 @@ cdef class Ledger:
         if self in self.arena.ledgers:
             self.arena.ledgers.remove(self)
         for segment_id in list(self.arena.retiring):
-            self.arena.answered(segment_id, self)
+            self.arena.retired(segment_id, self)
 
     @property
     def tables_known(self) -> int:

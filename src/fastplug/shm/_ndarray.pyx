@@ -262,7 +262,7 @@ cdef class ArenaArrays(Described):
         if not self.port.lend_taken(block, &place.slot):
             if n <= <size_t>self.port.lane.inline_limit:
                 return self.put_inline(enc, array, text)        # what is left when the peer holds all leases that it has room for
-            raise ArenaExhausted(f"{self.port.ledger.peer} holds all {self.port.ledger.slots} leases that it has room for; let it drop arrays")
+            raise ArenaExhausted(f"{self.port.ledger.peer} has all {self.port.ledger.slots} leases, or as many segments, as it has room for; let it drop arrays")
         place.segment = block.segment_id
         place.offset = block.offset
         put_head(enc, array, text, FORM_PASSED if self.port.arena.scarce else FORM_LENT, ORDER_FORTRAN if order == ORDER_FORTRAN else ORDER_C)

@@ -80,7 +80,7 @@ cdef class ArenaPort(ArrayPort):
         return self._arrays().skip(dec)
 
     cdef int lend(self, Block block, uint32_t* slot) except -1:
-        """Notes that the payload names this block: 1, or 0 when the peer's table is full."""
+        """Notes that the payload names this block: 1, or 0 when the peer's table is full, or it has too many segments."""
         cdef Loan loan = self.ledger.loan(block)
         if loan is None:
             self.borrowed.missing(block.segment_id)     # a further table may have been announced: look
@@ -88,7 +88,8 @@ cdef class ArenaPort(ArrayPort):
             if loan is None:
                 return 0
         if not loan.told:
-            self.ledger.tell(block)
+            if not self.ledger.tell(block):
+                return 0
             loan.told = True
         if FP_DEBUG and block.foreign is None and not block.implicit:
             watch(block)
@@ -150,7 +151,7 @@ cdef class ArenaPort(ArrayPort):
         with nogil:
             memcpy(target, source, n)
         if not self.lend_taken(block, &slot):
-            raise ArenaExhausted(f"{self.ledger.peer} holds all {self.ledger.slots} leases that it has room for; let it drop arrays")
+            raise ArenaExhausted(f"{self.ledger.peer} has all {self.ledger.slots} leases, or as many segments, as it has room for; let it drop arrays")
         reference.segment = block.segment_id
         reference.slot = slot
         reference.offset = block.offset
