@@ -49,15 +49,15 @@ class AioPlugin(_Logged, Aio):
         return count
 
     async def rest(self, folder: str) -> None:
-        (Path(folder) / "entered").write_bytes(b".")
         context = fastplug.context()
         try:
-            await self._for_ever()
+            await self._for_ever(folder)
         except asyncio.CancelledError:
             self._log.append(f"cancelled {context.cancelled}")
             raise
 
-    async def _for_ever(self) -> None:
+    async def _for_ever(self, folder: str) -> None:
+        (Path(folder) / "entered").write_bytes(b".")
         await asyncio.get_running_loop().create_future()
 
     async def who(self) -> str:

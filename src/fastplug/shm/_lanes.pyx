@@ -51,6 +51,8 @@ cdef class Lanes:
             if lane.has_frame():
                 return 1
             lane.flush()
+            if lane.held_leases:        # others may be busy for long, and then nobody sleeps
+                lane.drop_holds()
             self.seen[i] = lane.head
         if spin and fp_spin_any(self.words, self.seen, count, _SPIN_HOLDING_GIL_NS):
             self.spins += 1
