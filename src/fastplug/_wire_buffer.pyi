@@ -2,7 +2,7 @@ from typing import Any, Self, final
 
 from typing_extensions import disjoint_base
 
-__all__ = ["ArrayPort", "Codec", "Decoder", "Encoder", "Memory", "References", "live"]
+__all__ = ["ArrayPort", "Codec", "Decoder", "Encoder", "Memory", "References", "allocated", "live"]
 
 @disjoint_base
 class ArrayPort:
@@ -41,4 +41,5 @@ class Decoder:
     def __new__(cls, port: ArrayPort | None = None) -> Self: ...
     def decode(self, codec: Codec, data: bytes | bytearray | memoryview) -> Any: ...
 
+def allocated() -> int: ...
 def live() -> dict[str, int]: ...

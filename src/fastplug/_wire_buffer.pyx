@@ -12,7 +12,7 @@ from fastplug import _wire_words as words
 from fastplug._wire_words import Unfit
 from fastplug.errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["ArrayPort", "Codec", "Decoder", "Encoder", "Memory", "References", "live"]
+__all__ = ["ArrayPort", "Codec", "Decoder", "Encoder", "Memory", "References", "allocated", "live"]
 
 cdef extern from *:
     """
@@ -75,6 +75,7 @@ cdef dict TAG_NAMES = {
 
 cdef Py_ssize_t live_encoders = 0
 cdef Py_ssize_t live_decoders = 0
+cdef Py_ssize_t memories = 0
 
 
 def live():
@@ -82,8 +83,14 @@ def live():
     return {"encoders": live_encoders, "decoders": live_decoders}
 
 
+def allocated():
+    """How many pieces of memory for messages were allocated in this process: no more for further messages, unless they are larger or kept."""
+    return memories
+
+
 cdef class Memory:
     def __cinit__(self, Py_ssize_t size_bytes):
+        fastplug_count(memories, 1)
         self.data = <unsigned char*>fastplug_allocate(size_bytes)
         if self.data == NULL:
             raise MemoryError(f"no memory for a message of {size_bytes} bytes")

@@ -38,3 +38,16 @@ def test_a_constructor_in_the_host_refuses(start: Start) -> None:
         fussy.get(50)
     assert isinstance(caught.value.__cause__, ValueError)
     assert fussy.get(4) == Level(4)
+
+
+@pytest.mark.transports("shm", "socket")
+def test_a_constructor_in_the_host_refuses_an_item(start: Start) -> None:
+    """The stream ends there, and not as if it had come to its end."""
+    fussy = start(Levels).dispense(Fussy)
+    stream = fussy.each([1, 2, 50, 3])
+    assert [next(stream), next(stream)] == [Level(1), Level(2)]
+    with pytest.raises(fastplug.RemoteProtocolError, match="constructor here refuses") as caught:
+        next(stream)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert list(stream) == []
+    assert list(fussy.each([4])) == [Level(4)]

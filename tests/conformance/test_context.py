@@ -92,6 +92,25 @@ def test_a_call_that_was_given_up_before_its_handler_began_does_not_begin(plugin
     assert plugin.seen() == ["callback", "cancelled True"], "of the first alone"
 
 
+@pytest.mark.transports("shm", "socket")
+def test_a_call_that_is_answered_while_it_is_cancelled_is_cancelled(transport: str, gate: Gate) -> None:
+    """The plugin's thread that is asked for the stack says nothing, and the answer comes meanwhile: it is late."""
+    with started(transport, ContextPlugin) as client:
+        plugin = client.dispense(Contexts)
+        call = fastplug.submit(plugin.answer_when_cancelled, gate.path)
+        gate.open()
+        gate.wait_entered()
+        reader = threading.Thread(target=call.exception)
+        reader.start()
+        assert call.cancel()
+        plugin.let_go()  # behind the answer
+        reader.join(WATCHDOG_S)
+        assert not reader.is_alive()
+        assert call.cancelled()
+        with pytest.raises(fastplug.Cancelled, match="cancelled by its caller"):
+            call.result()
+
+
 @pytest.mark.transports("shm", "socket", "grpc")
 def test_the_stack_also_while_c_code_holds_the_gil(transport: str, gate: Gate) -> None:
     with started(transport, ContextPlugin) as client:

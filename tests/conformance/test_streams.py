@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +17,7 @@ from tests.plugins.flows_api import Flows
 from tests.plugins.flows_plugin import PlainFlows
 
 import fastplug
-from fastplug.errors import ArgumentError, DeadlineExceeded, RemoteError, ResultError
+from fastplug.errors import ArgumentError, DeadlineExceeded, PluginDied, RemoteError, ResultError
 
 SOON_S = 60.0
 
@@ -133,6 +138,52 @@ def test_the_plugin_takes_no_more_of_a_stream(flows: Flows, transport: str) -> N
     assert flows.first(source()) == 0
     assert ended == [True]
     assert len(made) <= (33 if transport != "grpc" else 100_000), "of small ones HTTP/2 takes many"
+
+
+@pytest.mark.parametrize("submitted", [False, True])
+def test_a_deadline_over_a_stream_that_never_pauses(flows: Flows, submitted: bool) -> None:
+    watchdog = time.monotonic() + SOON_S
+    closed = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        try:
+            while time.monotonic() < watchdog:
+                yield 1
+        finally:
+            closed.set()
+
+    with fastplug.deadline(after_s=0.05):
+        if submitted:
+            call = fastplug.submit(flows.total, numbers())
+            assert closed.wait(2 * SOON_S)  # nobody waits for the call, and it ends
+            total = call.result
+        else:
+            total = partial(flows.total, numbers())
+        with pytest.raises(DeadlineExceeded):
+            total()
+    assert closed.is_set()
+    assert time.monotonic() < watchdog
+    assert flows.double(1) == 2
+
+
+@pytest.mark.transports("shm", "socket", "grpc")
+def test_a_submitted_call_that_takes_a_stream_of_a_plugin_that_dies(start: Callable[..., fastplug.Client]) -> None:
+    client = start(PlainFlows)
+    flows: Flows = client.dispense(Flows)
+    fed, dead = threading.Event(), threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield 1
+        fed.set()
+        assert dead.wait(SOON_S)
+
+    call = fastplug.submit(flows.total, numbers())
+    assert fed.wait(SOON_S)
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGKILL)
+    dead.set()
+    with pytest.raises(PluginDied):
+        call.result(SOON_S)
 
 
 def test_a_generator_of_the_caller_that_fails(flows: Flows) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from tests.plugins.context_api import Contexts
 from tests.plugins.gate import pass_gate
 
@@ -16,6 +18,7 @@ TIMEOUT_S = 60.0
 class ContextPlugin(Contexts):
     def __init__(self) -> None:
         self._seen: list[str] = []
+        self._held = threading.Event()
 
     def metadata(self) -> dict[str, str]:
         return dict(fastplug.context().metadata)
@@ -36,6 +39,15 @@ class ContextPlugin(Contexts):
         except fastplug.Cancelled:
             self._seen.append(f"cancelled {woken}")
         return woken
+
+    def answer_when_cancelled(self, path: str) -> bool:
+        context = fastplug.context()
+        context.add_cancel_callback(lambda: self._held.wait(TIMEOUT_S))
+        pass_gate(path)
+        return context.wait(TIMEOUT_S)
+
+    def let_go(self) -> None:
+        self._held.set()
 
     def seen(self) -> list[str]:
         found, self._seen = self._seen, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -26,3 +27,4 @@ class Level:
 class Fussy(Protocol):
     def set(self, level: Level, x: npt.NDArray[np.float64]) -> int: ...
     def get(self, value: int) -> Level: ...
+    def each(self, values: list[int]) -> Iterator[Level]: ...

@@ -68,6 +68,7 @@ cdef class Activity(Asking):
     cdef bint ended                     # the link has, while a handler waited
     cdef object broken                  # the RemoteProtocolError that did, or None
     cdef int check_going(self) except -1
+    cdef int check_wanted(self, bint given_up) except -1
     cdef int let_go(self, Activation call) except -1
     cdef int open_stream(self, Activation call, object result) except -1
     cdef int attend(self, Activation call) except -1

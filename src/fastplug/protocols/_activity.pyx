@@ -161,6 +161,12 @@ cdef class Activity(Asking):
             raise EOFError
         return 0
 
+    cdef int check_wanted(self, bint given_up) except -1:
+        """A call that nobody waits for does not begin."""
+        if given_up:
+            raise Cancelled("the caller gave this call up before its handler began")
+        return 0
+
     cdef int nested(self) except -1:
         """A handler waits: what comes is taken, and what can be run is run on top of it."""
         if self.stopping:
@@ -315,7 +321,7 @@ cdef class Activity(Asking):
             call.give_up()
         else:
             self.fed(header, call)
-            if call.asynchronous:
+            if call.task is not None:       # else it has not begun
                 call.task.fed()
         return self.queue(call)
 

@@ -22,7 +22,7 @@ from fastplug.protocols._callbacks cimport Registry
 from fastplug.protocols._flight cimport Flight
 from fastplug.protocols._reading cimport Reading
 from fastplug.protocols._streams cimport Incoming, Outgoing
-from fastplug.protocols._turn cimport FAILED, PENDING, Pending
+from fastplug.protocols._turn cimport FAILED, GIVEN_UP, PENDING, Pending
 
 from fastplug._wire import Unfit
 from fastplug.contexts import METADATA as _metadata
@@ -201,7 +201,7 @@ cdef class Caller(Reading):
             return call.outcome()
         except BaseException:
             if call.state == PENDING:
-                self.give_up(call, FRAME_CANCEL)
+                self.give_up(call, FRAME_CANCEL, GIVEN_UP, None)
                 under_way[0] = call.number
             raise
 
@@ -265,15 +265,15 @@ cdef class Caller(Reading):
                         locked = self._lock(until, method.codec.qualified)
                     continue
                 raise DeadlineExceeded(f"{method.codec.qualified}() had no answer before the deadline; a late one will be dropped")
-        except EOFError as error:
-            raise self.failure(error, method.codec.qualified)
-        except RemoteProtocolError as error:
-            raise self.failure(error, method.codec.qualified)
+        except BaseException as error:
+            failed = self.failure(error, method.codec.qualified) if isinstance(error, Exception) else error
+            if call.state == PENDING and call.number and not opened:
+                # Of a Call another thread asks for the outcome. A Pending is this thread's, and callbacks that are kept refer to it.
+                self.give_up(call, FRAME_CANCEL, GIVEN_UP, None if type(call) is Pending else failed)
+                under_way[0] = call.number
+            raise failed
         finally:
             if not opened:
-                if call.state == PENDING and call.number:
-                    self.give_up(call, FRAME_CANCEL)
-                    under_way[0] = call.number
                 self.stop_feed(call)
             if locked:
                 self._unlock()

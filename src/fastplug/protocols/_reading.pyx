@@ -59,7 +59,7 @@ cdef class Reading(Turn):
             if call.feed is not None:
                 if call.feed.done:
                     self.stop_feed(call)
-                elif call.feed.may_send() and not self.link.has_frame():
+                elif call.feed.may_send() and not self.link.has_frame() and (not call.until or fp_now_ns() < call.until):
                     self.feed_one(call)
                     continue
             if call.items is not None:
@@ -253,8 +253,7 @@ cdef class Reading(Turn):
         except Unbuilt as error:
             skip_rest(self.dec)
             call.items.ended, call.items.error = True, error
-            self.give_up(call, FRAME_CLOSE)
-            call.finish(FAILED, error)
+            self.give_up(call, FRAME_CLOSE, FAILED, error)
         return self.link.consumed()
 
     cdef int run_asked(self) except -1:

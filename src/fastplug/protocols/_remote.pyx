@@ -244,6 +244,8 @@ cdef Call fed_call(Remote method, tuple args, dict kwargs):
             caller.call_with(call, method, args, kwargs, call.until, &under_way)
         except BaseException as error:
             call.finish(FAILED, error)
+            if under_way:
+                caller.tell_plugin(under_way, error)
         caller.run_finished()
 
     variables = contextvars.copy_context()      # the caller's metadata
@@ -327,7 +329,7 @@ cdef class ResultStream:
             return
         self.closed = True
         if self.call.state == PENDING:
-            self.call.caller.give_up(self.call, FRAME_CLOSE)
+            self.call.caller.give_up(self.call, FRAME_CLOSE, GIVEN_UP, None)
         (<Caller>self.call.caller).stop_feed(self.call)
 
     def __enter__(self):

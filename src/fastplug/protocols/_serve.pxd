@@ -44,12 +44,12 @@ cdef class Server(Activity):
     cdef int64_t batch_began            # when the handler of the first of them did
     cdef bint runnable(self) except -1  # step() would not wait
     cdef object own_context(self)
-    cdef object check_begun(self, uint64_t call)
+    cdef bint came(self, uint64_t call) except -1
     cdef int take(self, FrameHeader* header) except -1
     cdef Served served(self, FrameHeader* header)
     cdef Activation request(self, FrameHeader* header)
     cdef int plain(self, FrameHeader* header, Served served) except -1
-    cdef object unbuilt(self, object error)
+    cdef object unbuilt(self, FrameHeader* header, object error)
     cdef int left(self, tuple outer) except -1
     cdef bint open_batch(self, Served served) except -1
     cdef int close_batch(self, Served served, bint lazy) except -1

@@ -23,7 +23,7 @@ from fastplug.protocols._streams cimport WINDOW_ITEMS, Incoming, Outgoing
 
 from fastplug._wire_words import Unbuilt
 from fastplug.contexts import CALLS, Context
-from fastplug.errors import Cancelled, Closed, RemoteProtocolError
+from fastplug.errors import Closed, RemoteProtocolError
 from fastplug.interfaces import is_asynchronous
 from fastplug.protocols._callbacks import SERVING
 
@@ -135,10 +135,18 @@ cdef class Server(Activity):
         return at.own_context() if at.running else None
 
     cdef object own_context(self):
+        """Any thread. While one makes a context others run: the handler may ask for it, too, or have come back."""
+        cdef Activation current = self.current
+        cdef uint64_t call = self.running
+        made = self.context or Context(self.until_ns or None, self.metadata)
+        if self.running != call:
+            return made                 # nobody's any more; what runs now has its own
         if self.context is None:
-            self.context = Context(self.until_ns or None, self.metadata)
-            if self.current is not None:
-                self.current.context = self.context     # of a stream: the same for each of its items
+            self.context = made
+            if current is not None:
+                current.context = made  # of a stream: the same for each of its items
+                if current.given_up:
+                    made.cancel()
         return self.context
 
     def cancel(self, call: int) -> bool:
@@ -162,11 +170,10 @@ cdef class Server(Activity):
         cdef Activation known = self.active.get(call)
         return "" if known is None or known.task is None else known.task.stack()
 
-    cdef object check_begun(self, uint64_t call):
-        """Its cancellation may have come before it: then it does not begin."""
-        if call in self.cancelled:
-            del self.cancelled[call]
-            raise Cancelled("the caller gave this call up before its handler began")
+    cdef bint came(self, uint64_t call) except -1:
+        """A call has: whether its cancellation was here before it. One that comes from now on finds it in ``active``, or running."""
+        self.last = max(self.last, call)
+        return bool(self.cancelled) and self.cancelled.pop(call, self) is None
 
     cdef tuple enter(self, Activation call):
         """This call's handler or generator runs from now on: what ran before, for leave()."""
@@ -239,8 +246,9 @@ cdef class Server(Activity):
         call.thread = PyThread_get_thread_ident()
         if call.number in self.active:
             raise RemoteProtocolError(f"the host made call {call.number} twice")
-        self.last = max(self.last, call.number)
         call.until_ns = fp_now_ns() + header.remaining_ns if header.remaining_ns else 0
+        self.active[call.number] = call
+        call.given_up = self.came(call.number)
         self.unspill(header)
         call.metadata = get_metadata(self.dec) if header.flags & FLAG_METADATA else None
         self.references.call = call
@@ -252,8 +260,6 @@ cdef class Server(Activity):
         finally:
             self.references.call = None
         self.link.consumed()
-        if call.feed is not None or call.flags & FLAG_WAITS:
-            self.active[call.number] = call
         self.calls += 1
         return call
 
@@ -265,7 +271,6 @@ cdef class Server(Activity):
         cdef tuple values = None, outer = None
         cdef Phase phase = DECODING
         cdef bint lazy = False
-        self.last = max(self.last, header.call)
         if header.flags & FLAG_SPILLED:
             self.unspill(header)
         metadata = get_metadata(self.dec) if header.flags & FLAG_METADATA else None
@@ -282,8 +287,7 @@ cdef class Server(Activity):
             self.running, self.metadata, self.context, self.current = header.call, metadata, None, None
             if FP_DEBUG:
                 fp_point("handler about to run")
-            if self.cancelled:
-                self.check_begun(header.call)
+            self.check_wanted(self.came(header.call))
             result = codec.call(served.function, values)
             phase = ENCODING
             self.left(outer)
@@ -298,7 +302,7 @@ cdef class Server(Activity):
                 self.left(outer)
             if not self.at_home() or phase == DECODING and not isinstance(error, Unbuilt):
                 raise
-            self.pack_error(self.unbuilt(error) if phase == DECODING else error)
+            self.pack_error(self.unbuilt(header, error) if phase == DECODING else error)
             self.answer(header, FRAME_ERROR)
             return self.close_batch(served, False)
         self.link.lazy = lazy
@@ -306,8 +310,9 @@ cdef class Server(Activity):
         self.link.lazy = False
         return self.close_batch(served, lazy)
 
-    cdef object unbuilt(self, object error):
+    cdef object unbuilt(self, FrameHeader* header, object error):
         """A constructor refused an argument: as if the handler had raised it, since the caller chose the values."""
+        self.came(header.call)
         skip_rest(self.dec)
         self.link.consumed()
         return error.__cause__
@@ -359,8 +364,7 @@ cdef class Server(Activity):
         outer = self.enter(call)
         try:
             if error is None:
-                if self.cancelled:
-                    self.check_begun(call.number)
+                self.check_wanted(call.given_up)
                 values, call.values = call.values, None
                 result = call.codec.call(call.function, values)
                 values = None
@@ -390,18 +394,18 @@ cdef class Server(Activity):
         """Hands a call to the event loop. What becomes of it is told to attend()."""
         from fastplug.protocols._tasks import Producing, Running
 
-        if len(self.active) >= _QUEUED_MAX:
+        if len(self.active) > _QUEUED_MAX:
             raise RemoteProtocolError(f"the host has more than {_QUEUED_MAX} calls under way")
         try:
             if call.error is not None:
                 raise call.error
-            if self.cancelled:
-                self.check_begun(call.number)
+            self.check_wanted(call.given_up)
             values, call.values = call.values, None
             made = call.codec.call(call.function, values)
             values = None
             call.context = Context(call.until_ns or None, call.metadata)
-            self.active[call.number] = call
+            if call.given_up:               # meanwhile
+                call.context.cancel()
             what = self.tasks, made, call.context, functools.partial(self.attend_to, call)
             if call.codec.item is None:
                 call.task = Running(*what)

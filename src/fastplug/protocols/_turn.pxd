@@ -70,7 +70,7 @@ cdef class Turn(Session):
     cdef int lead(self, Pending call, int64_t until) except -1
     cdef Py_ssize_t under_way(self) noexcept
     cdef int update_duplex(self) except -1
-    cdef int give_up(self, Pending call, int kind) except -1
+    cdef int give_up(self, Pending call, int kind, int state, object error) except -1
     cdef int abandon(self, Pending call) except -1
     cdef int send_later(self, int kind, uint64_t number) except -1
     cdef int flush_later(self) except -1

@@ -213,11 +213,11 @@ cdef class Turn(Session):
             self.link.duplex = self.under_way() > 0
         return 0
 
-    cdef int give_up(self, Pending call, int kind) except -1:
-        """Nobody waits for it any more: its late answer will be dropped."""
+    cdef int give_up(self, Pending call, int kind, int state, object error) except -1:
+        """The plugin need not go on with it: its late answer will be dropped, and this is its outcome instead."""
         if call.number in self.pending:
             self.abandon(call)
-            call.finish(GIVEN_UP, None)
+            call.finish(state, error)
             self.send_later(kind, call.number)
         return 0
 
