@@ -131,7 +131,9 @@ cdef class Flight(Pending):
             value = (<Reading>caller).result_of(header, self.codec, place.until)
         except (RemoteError, Unbuilt, DeadlineExceeded) as error:
             state, value = FAILED, error
-        if place.number == header.call and place.state == PENDING:
+        if place.number != header.call or place.caller != <PyObject*>caller or place.state != PENDING:
+            place = self.place_of(caller, header.call)      # while it was decoded others took results, and places were exchanged
+        if place != NULL:
             self.settle(place, state, value)
         else:
             caller.pending.pop(header.call, None)       # given up while its answer was decoded
