@@ -89,7 +89,7 @@ def shutdown_to_exit() -> dict[str, Any]:
                 poller = select.poll()
                 poller.register(pidfd, select.POLLIN)
                 start = time.perf_counter()
-                client._connected().request_stop()
+                client._connected().request_stop(lambda: None)
                 assert poller.poll(RUN_TIMEOUT_S * 1000)
                 if turn:
                     samples[name].append((time.perf_counter() - start) * 1e3)
