@@ -111,6 +111,12 @@ def test_a_call_that_is_answered_while_it_is_cancelled_is_cancelled(transport: s
             call.result()
 
 
+@pytest.mark.transports("grpc")  # where the plugin keeps the deadline by a clock of its own
+def test_a_plugin_that_gives_up_at_the_deadline_before_its_host(plugin: Contexts) -> None:
+    with pytest.raises(fastplug.DeadlineExceeded), fastplug.deadline(after_s=SHORT_S):
+        plugin.give_up_first(iter([1]))
+
+
 @pytest.mark.transports("shm", "socket", "grpc")
 def test_the_stack_also_while_c_code_holds_the_gil(transport: str, gate: Gate) -> None:
     with started(transport, ContextPlugin) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import fastplug
@@ -20,6 +21,10 @@ class Contexts(Protocol):
 
     def answer_when_cancelled(self, path: str) -> bool:
         """Passes the gate, and answers when the caller has given up: whoever tells of it is held up until ``let_go()`` is called."""
+        ...
+
+    def give_up_first(self, numbers: Iterator[int]) -> int:
+        """Raises Cancelled, as check() does, a moment before the caller's deadline."""
         ...
 
     def let_go(self) -> None: ...

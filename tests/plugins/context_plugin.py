@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 from tests.plugins.context_api import Contexts
 from tests.plugins.gate import pass_gate
@@ -12,6 +13,7 @@ import fastplug
 __all__ = ["ContextPlugin"]
 
 # A watchdog: the test gives the call up long before.
+JUST_BEFORE_S = 0.007
 TIMEOUT_S = 60.0
 
 
@@ -45,6 +47,12 @@ class ContextPlugin(Contexts):
         context.add_cancel_callback(lambda: self._held.wait(TIMEOUT_S))
         pass_gate(path)
         return context.wait(TIMEOUT_S)
+
+    def give_up_first(self, numbers: Iterator[int]) -> int:
+        context = fastplug.context()
+        assert context.remaining_s is not None
+        context.wait(context.remaining_s - JUST_BEFORE_S)
+        raise fastplug.Cancelled("the deadline is all but over")
 
     def let_go(self) -> None:
         self._held.set()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fastplug.contexts import METADATA
 from fastplug.deadlines import remaining_s
 from fastplug.errors import (
+    Cancelled,
     Closed,
     ConnectionLost,
     DeadlineExceeded,
@@ -72,6 +73,7 @@ Headers = tuple[tuple[str, str], ...]
 # A peer that keeps the deadline, too, may be first: grpc-go then resets the stream, which counts as CANCELLED here. grpc-timeout has eight
 # digits and is rounded; ten milliseconds are more than that and two clocks make.
 DEADLINE_SLACK_S = 0.01
+CANCELLED = f"{Cancelled.__module__}.{Cancelled.__qualname__}"
 # A plugin describes its interfaces in a few KiB; more than this is no description.
 DESCRIPTION_CHARACTERS_MAX = 16 << 20
 
@@ -276,9 +278,13 @@ class GrpcClient:
 
     def failure(self, status: RpcError, qualified: str | None, what: str, left_s: float | None) -> Exception:
         """The error of the tree for a failed call, which had so much time left."""
-        if status.code == Code.CANCELLED and left_s is not None and left_s <= DEADLINE_SLACK_S:
+        error = self._translated(status, qualified, what)
+        if left_s is None or left_s > DEADLINE_SLACK_S:
+            return error
+        # A handler that was told, by context().check() or by the end of its stream, may be first, too.
+        if status.code == Code.CANCELLED or (isinstance(error, RemoteError) and error.type_name == CANCELLED):
             return DeadlineExceeded(f"{what} was ended by the plugin when its deadline was over")
-        return self._translated(status, qualified, what)
+        return error
 
     def _translated(self, status: RpcError, qualified: str | None, what: str) -> Exception:
         """The error of the tree for a failed call."""
