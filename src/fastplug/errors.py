@@ -159,6 +159,14 @@ def _ending(returncode: int | None) -> str:
     return f"signal {-returncode}{name}"
 
 
+def _during(calling: str | None) -> str:
+    return f" while {calling} was being called" if calling else ""
+
+
+def _last_lines(stderr_tail: Sequence[str]) -> str:
+    return "\nIts last lines on stderr:\n  " + "\n  ".join(stderr_tail) if stderr_tail else ""
+
+
 class PluginDied(PluginError):
     """The plugin process ended.
 
@@ -171,9 +179,8 @@ class PluginDied(PluginError):
         self.returncode = returncode
         self.stderr_tail = tuple(stderr_tail)
         self.calling = calling
-        during = f" while {calling} was being called" if calling else ""
-        said = "\nIts last lines on stderr:\n  " + "\n  ".join(self.stderr_tail) if self.stderr_tail else ""
-        super().__init__(f"plugin {name!r} died{during}: {_ending(returncode)}. Start it again to go on.{said}")
+        how = _ending(returncode)
+        super().__init__(f"plugin {name!r} died{_during(calling)}: {how}. Start it again to go on.{_last_lines(self.stderr_tail)}")
 
 
 class ConnectionLost(PluginError):
@@ -188,11 +195,10 @@ class ConnectionLost(PluginError):
         self.reason = reason
         self.stderr_tail = tuple(stderr_tail)
         self.calling = calling
-        during = f" while {calling} was being called" if calling else ""
-        said = "\nIts last lines on stderr:\n  " + "\n  ".join(self.stderr_tail) if self.stderr_tail else ""
         why = reason or "the plugin closed it"
         super().__init__(
-            f"the connection to plugin {name!r} was lost{during}: {why}. Its process runs on: end it (kill()) and start it again.{said}"
+            f"the connection to plugin {name!r} was lost{_during(calling)}: {why}. "
+            f"Its process runs on: end it (kill()) and start it again.{_last_lines(self.stderr_tail)}"
         )
 
 

@@ -298,9 +298,7 @@ cdef class Caller(Reading):
                 self.make_room(until)
             self.link.lazy = lazy
             self.open(call, method, args, kwargs, 0)
-        except EOFError as error:
-            raise self.failure(error, method.codec.qualified)
-        except RemoteProtocolError as error:
+        except (EOFError, RemoteProtocolError) as error:
             raise self.failure(error, method.codec.qualified)
         finally:
             if self.link is not None:
@@ -336,9 +334,7 @@ cdef class Caller(Reading):
                 else:
                     flight.add(self, number, until)
             self.link.flush()
-        except EOFError as error:
-            raise self.failure(error, method.codec.qualified)
-        except RemoteProtocolError as error:
+        except (EOFError, RemoteProtocolError) as error:
             raise self.failure(error, method.codec.qualified)
         finally:
             if self.link is not None:
@@ -384,9 +380,7 @@ cdef class Caller(Reading):
                     raise self._refused()
                 if self.pump(call, until):
                     return 1
-            except EOFError as error:
-                raise self.failure(error, call.codec.qualified)
-            except RemoteProtocolError as error:
+            except (EOFError, RemoteProtocolError) as error:
                 raise self.failure(error, call.codec.qualified)
             finally:
                 if turn == 1:

@@ -195,13 +195,18 @@ func (r *run) dialBack() (any, error) {
 	return single(found, err)
 }
 
-// offer has the plugin serve behind the broker, and asks it there.
-func (r *run) offer() (any, error) {
+// dialOffered has the plugin serve behind the broker, and dials it there.
+func (r *run) dialOffered() (*grpc.ClientConn, error) {
 	door, err := r.one("Offer", fields{"nonce": r.nonce})
 	if err != nil {
 		return nil, err
 	}
-	conn, err := r.broker.Dial(uint32(get(door, "id").Uint()))
+	return r.broker.Dial(uint32(get(door, "id").Uint()))
+}
+
+// offer asks what the plugin serves behind the broker.
+func (r *run) offer() (any, error) {
+	conn, err := r.dialOffered()
 	if err != nil {
 		return nil, err
 	}
@@ -211,11 +216,7 @@ func (r *run) offer() (any, error) {
 
 // sockets counts the connections to sockets that plugins made, while one of them is a brokered one.
 func (r *run) sockets() (any, error) {
-	door, err := r.one("Offer", fields{"nonce": r.nonce})
-	if err != nil {
-		return nil, err
-	}
-	conn, err := r.broker.Dial(uint32(get(door, "id").Uint()))
+	conn, err := r.dialOffered()
 	if err != nil {
 		return nil, err
 	}
