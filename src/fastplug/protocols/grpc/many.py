@@ -211,12 +211,11 @@ def submitted(remote: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             return call
         request, timeout_s, number, metadata = client.prepared(remote, args, kwargs)
         call = GrpcCall(client, codec.qualified, number)
-        until = call.until_s
 
         def done(outcome: bytes | RpcError) -> None:
             try:
                 if isinstance(outcome, RpcError):
-                    call.settle(None, client.failure(outcome, codec.qualified, what, call.until_s if until is not None else None))
+                    call.settle(None, client.failure(outcome, codec.qualified, what, call.until_s))
                 else:
                     call.settle(codec.decode_result(outcome), None)
             except Exception as error:  # noqa: BLE001  malformed: whoever asks for the result raises it
