@@ -45,6 +45,34 @@ def test_metadata_reaches_the_handler(plugin: Contexts) -> None:
         assert len(plugin.metadata()) == 60
 
 
+@pytest.mark.transports("grpc")  # over the others a host that sends more breaks the protocol: tests/unit/test_call_frames.py
+@pytest.mark.parametrize(
+    ("headers", "fits"),
+    [
+        ([("key", "x" * 8189)], True),
+        ([(f"k{n}", "") for n in range(64)], True),
+        ([("key", "x" * 8190)], False),
+        ([("key-bin", b"x" * 8190)], False),
+        ([(f"k{n}", "") for n in range(65)], False),
+        ([("same", "")] * 65, False),
+        ([("key", "x" * (64 << 10))], False),
+    ],
+)
+def test_a_host_of_another_make_may_not_send_more_metadata(
+    client: fastplug.Client, headers: list[tuple[str, str | bytes]], fits: bool
+) -> None:
+    import grpc
+
+    call = client.channel.unary_unary("/test.context.v1.Context/Metadata")
+    if fits:
+        assert headers[-1][0].encode() in call(b"", metadata=headers)
+    else:
+        with pytest.raises(grpc.RpcError, match="64 of 8192") as caught:
+            call(b"", metadata=headers)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert call(b"") == b""
+
+
 def test_the_remaining_time_reaches_the_handler(plugin: Contexts) -> None:
     assert plugin.remaining_s() is None
     assert not plugin.cancelled()

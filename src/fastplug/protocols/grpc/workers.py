@@ -11,12 +11,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from fastplug.contexts import CALLS, Context
+from fastplug.contexts import CALLS, METADATA_BYTES_MAX, METADATA_ENTRIES_MAX, Context
 from fastplug.errors import RpcError
 from fastplug.process.stacks import NOT_RUNNING, stack_of
 from fastplug.protocols.grpc.channel import CallContext, Code
@@ -38,17 +38,31 @@ SLEEP_S = 0.5
 NESTED_MAX = 32
 
 
+def _callers(headers: Sequence[tuple[str, str | bytes]]) -> dict[str, str]:
+    """The texts that the caller sent. Raises RpcError: more than any of fastplug's hosts would; others check nothing themselves."""
+    sent = [(key, value) for key, value in headers if not key.startswith(_INTERNAL)]
+    size = sum(len(key) + len(value) for key, value in sent)
+    if len(sent) > METADATA_ENTRIES_MAX or size > METADATA_BYTES_MAX:
+        raise RpcError(
+            Code.RESOURCE_EXHAUSTED,
+            f"the call has metadata of {len(sent)} entries of {size} bytes; at most {METADATA_ENTRIES_MAX} of {METADATA_BYTES_MAX} are taken: "
+            "send more as an argument",
+        )
+    return {key: value for key, value in sent if isinstance(value, str)}
+
+
 class Activation:
-    """One call that is being answered."""
+    """One call that is being answered. Raises RpcError: it carries too much metadata."""
 
     def __init__(self, call: CallContext) -> None:
-        headers = {key: value for key, value in call.invocation_metadata() if isinstance(value, str)}
+        sent = call.invocation_metadata()
+        headers = {key: value for key, value in sent if isinstance(value, str)}
         self.number = headers.get(CALL_KEY, "")
         self.fastplug_host = HOST_KEY in headers
         self.finished = False
         remaining_s = call.time_remaining()
         until_ns = None if remaining_s is None or remaining_s > NO_DEADLINE_S else time.monotonic_ns() + int(remaining_s * 1e9)
-        self.context = Context(until_ns, {key: value for key, value in headers.items() if not key.startswith(_INTERNAL)})
+        self.context = Context(until_ns, _callers(sent))
         self._waiting: Job | None = None
         self._call = call
 
