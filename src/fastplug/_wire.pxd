@@ -83,7 +83,7 @@ cdef class MethodCodec:
 
 
 cdef int encode_error(Encoder enc, object error) except -1      # the payload of FRAME_ERROR (wire.md, "Errors")
-cdef object decode_error(Decoder dec, str method)               # -> fastplug.errors.RemoteError (never raises it)
+cdef object decode_error(Decoder dec, str method, str raised_by=*)   # -> fastplug.errors.RemoteError (never raises it)
 
 
 cdef class Link:

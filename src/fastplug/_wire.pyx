@@ -236,7 +236,7 @@ cdef int encode_error(Encoder enc, object error) except -1:
     return 0
 
 
-cdef object decode_error(Decoder dec, str method):
+cdef object decode_error(Decoder dec, str method, str raised_by="plugin"):
     cdef Py_ssize_t count, i
     if tag_of(dec) != Tag.TUPLE:
         raise broken(dec, "an error that is no tuple")
@@ -250,7 +250,7 @@ cdef object decode_error(Decoder dec, str method):
     args = [plain_of(dec) for i in range(count)]
     traceback = TEXT.decode(dec)
     finish(dec)
-    return remote_error(type_name, bases, message, args, words.cut_tail(traceback), method)
+    return remote_error(type_name, bases, message, args, words.cut_tail(traceback), method, raised_by)
 
 
 def pack_error(error):
@@ -260,11 +260,11 @@ def pack_error(error):
     return PyBytes_FromStringAndSize(<char*>enc.data, enc.size)
 
 
-def unpack_error(data, str method=""):
+def unpack_error(data, str method="", str raised_by="plugin"):
     """The RemoteError that the payload of an ERROR frame stands for. Raises RemoteProtocolError."""
     cdef Decoder dec = Decoder()
     load(dec, data)
-    return decode_error(dec, method)
+    return decode_error(dec, method, raised_by)
 
 
 # A tag and a length stand in front of a dict, and of each text in it.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from fastplug.errors import ArgumentError, PluginError, RemoteProtocolError, ResultError
+from fastplug.errors import ArgumentError, PluginError, RemoteError, RemoteProtocolError, ResultError
 from fastplug.signature import canonical
 
 __all__ = [
@@ -270,4 +270,5 @@ def exception_record(error: BaseException) -> tuple[str, list[str], str, list[An
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
     bases = [base.__name__ for base in cls.__mro__ if base.__module__ == "builtins" and getattr(builtins, base.__name__, None) is base]
     bases = [base for base in bases if base not in ("BaseException", "object")]  # every exception is one
-    return cut_tail(name), bases, cut_tail(_guarded_str(error)), _plain_args(error), cut_tail(_formatted(error))
+    message = error.headline if isinstance(error, RemoteError) else _guarded_str(error)  # its traceback is a part of what follows
+    return cut_tail(name), bases, cut_tail(message), _plain_args(error), cut_tail(_formatted(error))

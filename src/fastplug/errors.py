@@ -333,24 +333,31 @@ class BrokerTimeout(PluginError):
 
 
 class RemoteError(PluginError):
-    """The handler raised.
+    """The handler raised; in a plugin, what it was passed to call back or to iterate did.
 
-    Attributes: ``type_name`` (qualified, as in the plugin), ``message``, ``remote_traceback`` (text), ``method``.
-    The traceback is part of what Python prints of the error. ``args`` are the remote args where they are plain values.
+    Attributes: ``type_name`` (qualified, as on the side that raised), ``message``, ``remote_traceback`` (text), ``method``, ``raised_by``
+    (``plugin`` or ``host``). The traceback is part of what Python prints of the error. ``args`` are the remote ones if all are plain.
     """
 
     type_name: str = ""
     message: str = ""
     remote_traceback: str = ""
     method: str = ""
+    raised_by: str = "plugin"
 
     def __str__(self) -> str:
+        told = self.remote_traceback.rstrip() if self._has_frames() else ""
+        return f"{self.headline}\n\nThe {self.raised_by}'s traceback:\n{told}" if told else self.headline
+
+    @property
+    def headline(self) -> str:
+        """The text without the traceback."""
         where = f" (in {self.method})" if self.method else ""
         # what fastplug says about a result names the method already, and no frame of the plugin's author had a part in it
-        own = self.type_name in _OWN
-        head = self.message if own else f"{self.type_name}: {self.message}{where}"
-        told = self.remote_traceback.rstrip() if not own or "\n  File " in self.remote_traceback else ""
-        return f"{head}\n\nThe plugin's traceback:\n{told}" if told else head
+        return self.message if self.type_name in _OWN else f"{self.type_name}: {self.message}{where}"
+
+    def _has_frames(self) -> bool:
+        return self.type_name not in _OWN or "\n  File " in self.remote_traceback
 
 
 # A plugin must not be able to end its host: these come as plain RemoteError, never as a class that also is one of them.
@@ -378,9 +385,15 @@ def _remote_class(name: str) -> type[RemoteError] | None:
 
 
 def remote_error(
-    type_name: str, bases: Sequence[str], message: str, args: Sequence[Any], remote_traceback: str, method: str = ""
+    type_name: str,
+    bases: Sequence[str],
+    message: str,
+    args: Sequence[Any],
+    remote_traceback: str,
+    method: str = "",
+    raised_by: str = RemoteError.raised_by,
 ) -> RemoteError:
-    """The error to raise for what a handler raised.
+    """The error to raise for what a handler raised, or what it called back.
 
     Args: ``type_name`` qualified name of the class; ``bases`` names of its builtin ancestors, nearest first; ``args``
     its plain args. The first base that can be rebuilt from ``args`` decides the class; the rest is RemoteError.
@@ -402,6 +415,7 @@ def remote_error(
     error.message = message
     error.remote_traceback = remote_traceback
     error.method = method
+    error.raised_by = raised_by
     return error
 
 

@@ -63,6 +63,27 @@ def test_callbacks_that_fail(flows: Flows) -> None:
         flows.each(3, interrupt)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_each_traceback_says_whose_it_is(flows: Flows, kept: bool) -> None:
+    def tell(n: int) -> int:
+        raise KeyError(n)
+
+    if kept:
+        flows.keep(tell)
+    with pytest.raises(KeyError) as failed:
+        flows.use(3) if kept else flows.each(3, tell)
+    assert str(failed.value).count("traceback:") == 2
+    head, _, rest = str(failed.value).partition("\n\nThe plugin's traceback:\n")
+    plugins, _, hosts = rest.partition("\n\nThe host's traceback:\n")
+    assert "KeyError: " in head
+    assert "flows_plugin.py" in plugins
+    assert "in tell" not in plugins
+    assert "flows_plugin.py" not in hosts
+    assert "in tell" in hosts
+    assert isinstance(failed.value, RemoteError)
+    assert failed.value.raised_by == "plugin"  # what the host calls
+
+
 def interrupt(n: int) -> int:
     raise KeyboardInterrupt
 
@@ -141,13 +162,6 @@ def test_an_interface_as_callback(flows: Flows) -> None:
     assert ear.words == ["one", "two", "three"]
     with pytest.raises((ArgumentError, ConfigError), match="does not implement"):
         flows.listen(cast("Ear", object()))
-
-
-def test_a_million_callbacks_in_small(flows: Flows) -> None:
-    for _ in range(20):
-        assert flows.each(100, abs) == 4950
-        flows.maybe(print)
-    assert flows.double(1) == 2
 
 
 # -- the end

@@ -355,7 +355,7 @@ cdef class Activity(Asking):
                 if call.feed.ended:
                     raise RemoteProtocolError("the host ended a stream twice")
                 if header.kind == FRAME_ERROR:
-                    call.feed.error = decode_error(self.dec, call.codec.qualified)
+                    call.feed.error = decode_error(self.dec, call.codec.qualified, "host")
                 call.feed.ended = True
         except Unbuilt as error:
             skip_rest(self.dec)

@@ -363,7 +363,7 @@ cdef object answer_of(FrameHeader* header, Decoder dec, MethodCodec codec):
     if header.kind == FRAME_RETURN:
         return codec.decode_result(dec)
     if header.kind == FRAME_RAISE:
-        raise decode_error(dec, codec.qualified)
+        raise decode_error(dec, codec.qualified, "host")
     raise RemoteProtocolError(f"a callback was answered by a frame of kind {header.kind}")
 
 

@@ -139,7 +139,7 @@ class MethodCodec:
         try:
             message = self._request.FromString(data)
             if message.HasField(self._failed):
-                raise unpack_error(getattr(message, self._failed), self.qualified)
+                raise unpack_error(getattr(message, self._failed), self.qualified, "host")
             return self._fields[self._fed].read(message, 0)
         except RemoteError:
             raise

@@ -40,12 +40,12 @@ def status_of(error: BaseException, *, fastplug_host: bool) -> RpcError:
     return RpcError(Code.UNKNOWN, text, b"", trailers)
 
 
-def remote_error_in(status: RpcError, method: str) -> Exception | None:
-    """The error that a fastplug plugin packed into the status; None if there is none."""
+def remote_error_in(status: RpcError, method: str, raised_by: str = "plugin") -> Exception | None:
+    """The error that a fastplug peer packed into the status; None if there is none."""
     for key, value in status.trailers:
         if key == ERROR_KEY and isinstance(value, bytes):
             try:
-                error: Exception = unpack_error(value, method)
+                error: Exception = unpack_error(value, method, raised_by)
             except RemoteProtocolError as malformed:
                 return malformed
             return error

@@ -78,7 +78,7 @@ class Target:
     def _translated(self, status: BaseException) -> BaseException:
         if not isinstance(status, RpcError):
             return status
-        raised = remote_error_in(status, self._codec.qualified)
+        raised = remote_error_in(status, self._codec.qualified, "host")
         if raised is not None:
             return raised
         if status.code == Code.DEADLINE_EXCEEDED:

@@ -45,8 +45,8 @@ def _callers(headers: Sequence[tuple[str, str | bytes]]) -> dict[str, str]:
     if len(sent) > METADATA_ENTRIES_MAX or size > METADATA_BYTES_MAX:
         raise RpcError(
             Code.RESOURCE_EXHAUSTED,
-            f"the call has metadata of {len(sent)} entries of {size} bytes; at most {METADATA_ENTRIES_MAX} of {METADATA_BYTES_MAX} are taken: "
-            "send more as an argument",
+            f"the call has metadata of {len(sent)} entries of {size} bytes; at most {METADATA_ENTRIES_MAX} of {METADATA_BYTES_MAX} "
+            "are taken: send more as an argument",
         )
     return {key: value for key, value in sent if isinstance(value, str)}
 
