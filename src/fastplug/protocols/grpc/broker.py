@@ -154,9 +154,8 @@ class Broker:
         Raises TlsRefused, HandshakeError, Closed.
         """
 
-        def ignore(state: object) -> None: ...
-
-        channel.subscribe(ignore, try_to_connect=True)
+        with contextlib.suppress(ValueError):  # closed meanwhile: ready says why
+            channel.connect()
         try:
             channel.ready.result(timeout_s)
         except TimeoutError:
@@ -166,9 +165,6 @@ class Broker:
             self._check_open()
             kind = TlsRefused if isinstance(error, TlsRefused) else HandshakeError
             raise kind(f"the brokered connection {service_id}: {error}") from error
-        finally:
-            with contextlib.suppress(ValueError):  # it was closed meanwhile
-                channel.unsubscribe(ignore)
 
     def _channel_ended(self, service_id: int, channel: Channel, reason: str) -> None:
         if reason.startswith("TLS"):

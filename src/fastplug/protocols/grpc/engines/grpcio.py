@@ -156,6 +156,11 @@ class _Channel(grpc.Channel):
     def unsubscribe(self, callback: Callable[[Any], None]) -> None:
         self._open().unsubscribe(callback)
 
+    def connect(self) -> None:
+        """Raises ValueError: it is closed."""
+        # grpcio's public way is subscribe(): its thread, which looks up five times a second, raises when the channel is closed under it.
+        self._open()._channel.check_connectivity_state(True)  # type: ignore[attr-defined]
+
     def _admit(self) -> None:
         """Waits for grpcio's one connection, or for close(). After it nobody else can come in."""
         try:
