@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import fastplug
@@ -31,6 +31,15 @@ class Contexts(Protocol):
 
     def seen(self) -> list[str]:
         """What handlers whose answer nobody waited for have seen, since the last time."""
+        ...
+
+    def keep(self, tell: Callable[[], int]) -> None: ...
+    def ask_kept(self, early: bool) -> None:
+        """Calls what was kept, and waits for the caller to give up. ``early``: it asks for its context before, too."""
+        ...
+
+    def stand(self, path: str) -> int:
+        """Passes the gate."""
         ...
 
     def hold_the_gil(self, path: str, count: int) -> int:

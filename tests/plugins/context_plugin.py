@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tests.plugins.context_api import Contexts
 from tests.plugins.gate import pass_gate
@@ -21,6 +21,7 @@ class ContextPlugin(Contexts):
     def __init__(self) -> None:
         self._seen: list[str] = []
         self._held = threading.Event()
+        self._kept: list[Callable[[], int]] = []
 
     def metadata(self) -> dict[str, str]:
         return dict(fastplug.context().metadata)
@@ -60,6 +61,20 @@ class ContextPlugin(Contexts):
     def seen(self) -> list[str]:
         found, self._seen = self._seen, []
         return sorted(found)
+
+    def keep(self, tell: Callable[[], int]) -> None:
+        self._kept.append(tell)
+
+    def ask_kept(self, early: bool) -> None:
+        before = fastplug.context() if early else None
+        self._kept.pop()()
+        context = fastplug.context()
+        assert before in (None, context)
+        self._seen.append(f"asked, cancelled {context.wait(TIMEOUT_S)}")
+
+    def stand(self, path: str) -> int:
+        pass_gate(path)
+        return 1
 
     def hold_the_gil(self, path: str, count: int) -> int:
         pass_gate(path)

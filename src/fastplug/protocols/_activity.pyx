@@ -5,6 +5,7 @@ The scheduling is in ``_serve.pyx``; here is what each frame means for the call 
 
 import collections
 import logging
+import os
 import random
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -12,7 +13,7 @@ from libc.string cimport memcpy, memset
 
 from fastplug._wire cimport (
     FLAG_WAITS, FRAME_CALLBACK, FRAME_CANCEL, FRAME_CLOSE, FRAME_CREDIT, FRAME_END, FRAME_ERROR, FRAME_ITEM, FRAME_RAISE, FRAME_RETURN,
-    ArrayPort, FrameHeader, Link, decode_error, skip_rest, skip_value,
+    ArrayPort, FrameHeader, Link, decode_error, encode_error, skip_rest, skip_value,
 )
 from fastplug.protocols._callbacks cimport Asking, CallbackLine, Target, answer_of
 from fastplug.protocols._streams cimport GRANT_ITEMS, Incoming, Outgoing
@@ -139,10 +140,7 @@ cdef class Activity(Asking):
     cdef int reply(self, Activation call) except -1:
         raise LocalProtocolError(f"{type(self).__name__} does not serve")
 
-    cdef int pack_error(self, object error) except -1:
-        raise LocalProtocolError(f"{type(self).__name__} does not serve")
-
-    cdef int check_home(self) except -1:
+    def cancel(self, call: int) -> bool:
         raise LocalProtocolError(f"{type(self).__name__} does not serve")
 
     cdef tuple enter(self, Activation call):
@@ -150,6 +148,25 @@ cdef class Activity(Asking):
 
     cdef int leave(self, Activation call, tuple outer) except -1:
         raise LocalProtocolError(f"{type(self).__name__} does not serve")
+
+    cdef int pack_error(self, object error) except -1:
+        """Encodes an error that a handler raised; an error about encoding it becomes a plain one."""
+        self.port.rollback()
+        self.enc.reset()
+        try:
+            encode_error(self.enc, error)
+        except Exception as broken:
+            self.enc.reset()
+            encode_error(self.enc, RuntimeError(f"{type(error).__name__}, which could not be encoded: {type(broken).__name__}"))
+        return 0
+
+    cdef int check_home(self) except -1:
+        if not self.at_home():
+            raise Closed(
+                f"a handler forked, and process {os.getpid()}, the child, came back from it: only the plugin itself answers. "
+                "End the child in the handler (os._exit), or use subprocess."
+            )
+        return 0
 
     # -- waiting, and the end
 
@@ -367,6 +384,8 @@ cdef class Activity(Asking):
         """It crossed the answer of its call: the blocks that it names go back."""
         if header.call > self.last:
             raise RemoteProtocolError(f"the host sent a frame of kind {header.kind} about call {header.call}, which it never made")
+        if header.kind == FRAME_CANCEL:
+            self.cancel(header.call)    # it may be a plain one, below the handler that waits
         self.unspill(header)
         if header.kind == FRAME_ITEM:
             skip_value(self.dec)

@@ -39,11 +39,14 @@ cdef class Server(Activity):
     cdef dict metadata
     cdef object context
     cdef Activation current             # None for a plain call
+    cdef dict below                     # call -> Context, of plain calls that wait while others run on top of them
     cdef dict cancelled                 # call -> None, in order of arrival: cancelled before their handlers began
     cdef int batched                    # answers that may wait to be published, of methods that are quick
     cdef int64_t batch_began            # when the handler of the first of them did
     cdef bint runnable(self) except -1  # step() would not wait
     cdef object own_context(self)
+    cdef tuple suspend(self)
+    cdef int resume(self, tuple outer) except -1
     cdef bint came(self, uint64_t call) except -1
     cdef int take(self, FrameHeader* header) except -1
     cdef Served served(self, FrameHeader* header)

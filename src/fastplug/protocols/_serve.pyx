@@ -8,14 +8,13 @@ docs/decisions/2026-11-26-many-calls.md says why.
 import collections
 import contextvars
 import functools
-import os
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastplug._wire cimport (
     FLAG_METADATA, FLAG_SPILLED, FLAG_WAITS, FRAME_ERROR, FRAME_RELEASE, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, FrameHeader, Link, MethodCodec,
-    References, encode_error, get_metadata, skip_rest,
+    References, get_metadata, skip_rest,
 )
 from fastplug.protocols._activity cimport Activation, Activity, Input
 from fastplug.protocols._callbacks cimport CallbackLine, target_of
@@ -94,7 +93,7 @@ cdef class Server(Activity):
         self.references.server = self
         self.dec.references = self.references
         self.ready = collections.deque()
-        self.cancelled = {}
+        self.cancelled, self.below = {}, {}
         self.tasks = None if first is None else first.tasks
         if any((<Served>one).asynchronous for methods in self.interfaces for one in methods):
             self.link.await_stirs()
@@ -150,14 +149,15 @@ cdef class Server(Activity):
         return self.context
 
     def cancel(self, call: int) -> bool:
-        """Any thread: the caller does not wait for this call any more. Whether its handler runs now."""
+        """Any thread: the caller does not wait for this call any more. Whether its handler runs now, or waits below one that does."""
         cdef Activation known = self.active.get(call)
         if known is not None:
             known.give_up()
-        if self.running == call:
-            self.own_context().cancel()
+        below = self.below.get(call)
+        if below is not None or self.running == call:
+            (below or self.own_context()).cancel()
             return True
-        if known is not None and known.task is not None:
+        if known is not None and (known.running or known.task is not None):
             return True
         if known is None and call > self.last:
             self.cancelled[call] = None
@@ -177,7 +177,7 @@ cdef class Server(Activity):
 
     cdef tuple enter(self, Activation call):
         """This call's handler or generator runs from now on: what ran before, for leave()."""
-        cdef tuple outer = (self.running, self.until_ns, self.metadata, self.context, self.current)
+        cdef tuple outer = self.suspend()
         self.depth += 1
         call.running = True
         self.running, self.until_ns, self.metadata, self.context, self.current = call.number, call.until_ns, call.metadata, call.context, call
@@ -186,7 +186,18 @@ cdef class Server(Activity):
     cdef int leave(self, Activation call, tuple outer) except -1:
         self.depth -= 1
         call.running = False
+        return self.resume(outer)
+
+    cdef tuple suspend(self):
+        """Another call runs on top of what runs now: what resume() wants to know. A plain call has nothing else that its cancellation finds."""
+        if self.running and self.current is None:
+            self.below[self.running] = self.own_context()
+        return self.running, self.until_ns, self.metadata, self.context, self.current
+
+    cdef int resume(self, tuple outer) except -1:
         self.running, self.until_ns, self.metadata, self.context, self.current = outer
+        if self.below:
+            self.below.pop(self.running, None)
         return 0
 
     # -- what comes next
@@ -280,7 +291,7 @@ cdef class Server(Activity):
             self.calls += 1
             lazy = self.open_batch(served)
             if self.depth:
-                outer = (self.running, self.until_ns, self.metadata, self.context, self.current)
+                outer = self.suspend()
             phase = RUNNING
             self.depth += 1
             self.until_ns = fp_now_ns() + header.remaining_ns if header.remaining_ns else 0
@@ -322,9 +333,7 @@ cdef class Server(Activity):
         self.depth -= 1
         self.running = 0
         self.context = None
-        if outer is not None:
-            self.running, self.until_ns, self.metadata, self.context, self.current = outer
-        return 0
+        return 0 if outer is None else self.resume(outer)
 
     # -- answers that are published together
 
@@ -464,25 +473,6 @@ cdef class Server(Activity):
             return self.transmit(&reply, 0)
         finally:
             self.sending = False
-
-    cdef int pack_error(self, object error) except -1:
-        """Encodes an error that a handler raised; an error about encoding it becomes a plain one."""
-        self.port.rollback()
-        self.enc.reset()
-        try:
-            encode_error(self.enc, error)
-        except Exception as broken:
-            self.enc.reset()
-            encode_error(self.enc, RuntimeError(f"{type(error).__name__}, which could not be encoded: {type(broken).__name__}"))
-        return 0
-
-    cdef int check_home(self) except -1:
-        if not self.at_home():
-            raise Closed(
-                f"a handler forked, and process {os.getpid()}, the child, came back from it: only the plugin itself answers. "
-                "End the child in the handler (os._exit), or use subprocess."
-            )
-        return 0
 
     cdef int tell_released(self) except -1:
         """On the lane of an answer, in front of it: the caller finds its callbacks released when the call is over."""

@@ -220,9 +220,13 @@ class GrpcClient:
         try:
             yield
         except DeadlineExceeded as error:
-            if not isinstance(error, RemoteError) and not error.plugin_stack:
-                error.plugin_stack, error.no_stack = self.stack(number)
+            self.tell_where(error, number)
             raise
+
+    def tell_where(self, error: Cancelled | DeadlineExceeded, number: str) -> None:
+        """The error of that call, which was given up, gets the plugin's stack."""
+        if not (isinstance(error, RemoteError) or error.plugin_stack or error.no_stack):
+            error.plugin_stack, error.no_stack = self.stack(number)
 
     @functools.cached_property
     def in_flight(self) -> InFlight:

@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from fastplug.deadlines import remaining_s
-from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded, RemoteError, RpcError
+from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded, RpcError
 from fastplug.protocols._remote import POLL_NS, Call, awaited
 from fastplug.protocols.grpc.calls import take
 
@@ -151,8 +151,8 @@ class GrpcCall(Call[Any]):
         error = self._error
         if error is None:
             return self._value
-        if isinstance(error, DeadlineExceeded) and not isinstance(error, RemoteError) and not (error.plugin_stack or error.no_stack):
-            error.plugin_stack, error.no_stack = self._client.stack(self._number)
+        if isinstance(error, (Cancelled, DeadlineExceeded)):
+            self._client.tell_where(error, self._number)
         raise error
 
     def exception(self, timeout_s: float | None = None) -> Exception | None:

@@ -81,7 +81,7 @@ class GrpcServer:
         for plugin in services:
             plugin.grpc_server(self._broker, self._server)
         described = json.dumps({"interfaces": descriptions})
-        self._services = Services(lambda: described, self._stats, self.stop, self._workers.stack, context.stdio)
+        self._services = Services(lambda: described, self._stats, self.stop, self._serving.stack, context.stdio)
         talk = Handler(HandlerKind.BIDI, self._broker.handle, ConnInfo.FromString, ConnInfo.SerializeToString)
         pools = [POOL, descriptor_pool.Default(), *(plugin.descriptor_pool for plugin in services if plugin.descriptor_pool)]
         pools += [schema_of(interface).pool for interface, _ in context.interfaces]

@@ -18,7 +18,7 @@ from fastplug.protocols.grpc.targets import Targets
 from fastplug.protocols.grpc.workers import Activation, Job, Worker, Workers
 
 if TYPE_CHECKING:
-    from fastplug.protocols._tasks import Tasks
+    from fastplug.protocols.grpc.awaiting import Awaiting
 
 __all__ = ["PENDING_CALLS_MAX", "Serving"]
 
@@ -178,10 +178,9 @@ class _Call:
 
     def _awaited(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """An asynchronous handler as a thread of the engine calls it."""
-        from fastplug.protocols.grpc.awaiting import Items, result_of  # asyncio alone takes 40 ms
-
-        run = Items if self._codec.streams else result_of
-        return lambda *args, **kwargs: run(self._serving.tasks(), function(*args, **kwargs), self._activation.context)
+        awaiting = self._serving.awaiting()
+        run = awaiting.items if self._codec.streams else awaiting.result_of
+        return lambda *args, **kwargs: run(function(*args, **kwargs), self._activation)
 
     def _open_input(self, requests: Iterator[bytes]) -> bytes:
         self._input = opened = Input(self._codec, self._activation, self._serving.workers)
@@ -279,6 +278,8 @@ class _Call:
     def end(self) -> None:
         """The answer is complete."""
         self._activation.finished = True
+        if self._asynchronous:
+            self._serving.awaiting().over(self._activation.number)
         if self._input is not None:
             self._input.close()
 
@@ -296,20 +297,24 @@ class Serving:
         self.log_failed_close = log_failed_close
         self._slots = threading.BoundedSemaphore(PENDING_CALLS_MAX)
         self._lock = threading.Lock()
-        self._tasks: Tasks | None = None
+        self._awaiting: Awaiting | None = None
 
-    def tasks(self) -> Tasks:
+    def awaiting(self) -> Awaiting:
         """Where asynchronous handlers run."""
-        from fastplug.protocols._tasks import Tasks
+        from fastplug.protocols.grpc.awaiting import Awaiting  # asyncio alone takes 40 ms
 
         with self._lock:
-            self._tasks = self._tasks or Tasks()
-            return self._tasks
+            self._awaiting = self._awaiting or Awaiting()
+            return self._awaiting
+
+    def stack(self, call: str) -> str:
+        """Where the handler of this call is, by the host's number for it. From a thread of the engine."""
+        return (self._awaiting.stack(call) if self._awaiting is not None else "") or self.workers.stack(call)
 
     def close(self) -> None:
         """Ends asynchronous handlers. Idempotent."""
-        if self._tasks is not None:
-            self._tasks.close()
+        if self._awaiting is not None:
+            self._awaiting.close()
 
     def handler(self, codec: MethodCodec, function: Callable[..., Any]) -> Handler:
         """A handler for the engine's threads: posts what is to be done to the workers, and waits for it."""
