@@ -199,6 +199,7 @@ cdef class Turn(Session):
             if until:
                 wait_s = max(0.0, min(wait_s, (until - fp_now_ns()) / 1e9))
             call.waiter.acquire(timeout=wait_s)
+            PyErr_CheckSignals()        # one that came just before the wait did not end it
         finally:
             self.waiting.remove(call)
         return -2
