@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastplug.certificates import plugin_tls
 from fastplug.config import ServeConfig, ServeTestConfig
 from fastplug.errors import ConfigError
 from fastplug.handshake.environment import Choice, Offer, PluginEnvironment, Refusal, honour, is_vouched, plugin_environment
@@ -238,6 +237,8 @@ def _make_server(
         _log.info("the fast protocol is not used: %s", choice.reason)
         if control is not None:
             control.detach()  # it is somebody else's descriptor
+    from fastplug.certificates import plugin_tls  # ssl takes a tenth of a plugin's start, and the fast protocol needs none
+
     context.tls, cert = plugin_tls(config, environment.client_cert)
     context.multiplex = bool(environment.multiplexes)
     name = next((name for name in protocols if name != "fast"), "grpc")

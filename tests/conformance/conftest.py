@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.growing import growing_s
 from tests.plugins.flows_api import Flows
 
 import fastplug
@@ -27,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 TRANSPORTS = ("shm", "socket", "grpc", "inproc")
 # A watchdog for an event that a correct plugin causes at once.
 EVENT_TIMEOUT_S = 60.0
+# Of a call that is to be given up: short enough to wait for, and tried again with more where the plugin needs more to begin.
+GIVE_UP_S = 0.1
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -104,6 +107,16 @@ class Gate:
         """Returns when one more handler has entered."""
         assert select.select([self._fds[0]], [], [], EVENT_TIMEOUT_S)[0], "no handler came to the gate"
         assert os.read(self._fds[0], 1)
+
+    def give_up(self, call: Callable[..., Any], *args: Any) -> fastplug.DeadlineExceeded:
+        """What ``call`` raises when its deadline comes while its handler waits here."""
+        for after_s in growing_s(GIVE_UP_S):
+            with pytest.raises(fastplug.DeadlineExceeded) as caught, fastplug.deadline(after_s=after_s):
+                call(*args)
+            if select.select([self._fds[0]], [], [], 0)[0]:
+                self.wait_entered()
+                break
+        return caught.value
 
     def open(self, count: int = 1) -> None:
         """Lets as many handlers pass, now or later."""

@@ -137,10 +137,8 @@ def test_callbacks_from_elsewhere_that_call(start: Callable[..., fastplug.Client
     assert flows.use(7) == expected[7]
     with pytest.raises(KeyError):
         fastplug.submit(flows.each, 3, lambda n: flows.fail(7) if flows.double(n) else {}[n]).result(SOON_S)
-    with fastplug.deadline(after_s=0.1):
-        late = fastplug.submit(flows.each, 10**9, flows.double)
-    with pytest.raises(DeadlineExceeded):
-        late.result(SOON_S)
+    with pytest.raises(DeadlineExceeded), fastplug.deadline(after_s=0.1):
+        fastplug.submit(flows.each, 10**9, flows.double).result(SOON_S)
     assert flows.double(3) == 6
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from tests.conformance.conftest import Gate, started
+from tests.growing import growing_s
 from tests.plugins.context_api import Contexts
 from tests.plugins.context_plugin import ContextPlugin
 
@@ -17,7 +18,14 @@ import fastplug
 SHORT_S = 0.2
 LONG_S = 3600.0
 # Of a call that a correct plugin answers at once; the error says where it hangs.
-WATCHDOG_S = 30.0
+WATCHDOG_S = 60.0
+# Of what needs a plugin that gets a CPU within the 100 ms that it has to say where it is.
+TRIES = 20
+
+
+def told(error: fastplug.DeadlineExceeded) -> bool:
+    """Whether the plugin itself did; else it was busy, and a signal handler may have."""
+    return bool(error.plugin_stack) and "all threads" not in error.plugin_stack
 
 
 @pytest.fixture(scope="module")
@@ -84,21 +92,17 @@ def test_the_remaining_time_reaches_the_handler(plugin: Contexts) -> None:
         assert not plugin.cancelled()
 
 
-def could_tell(error: fastplug.DeadlineExceeded) -> bool:
-    """Not so when the plugin got no CPU for 100 ms: what is told then is the subject of other tests."""
-    return "does not answer" not in error.no_stack and "all threads" not in error.plugin_stack
-
-
 def test_a_deadline_reaches_a_handler_that_runs_and_its_stack_comes_back(plugin: Contexts, gate: Gate) -> None:
-    with pytest.raises(fastplug.DeadlineExceeded) as caught, fastplug.deadline(after_s=SHORT_S):
-        plugin.sleep_until_cancelled(gate.path)
-    gate.open()
-    assert plugin.seen() == ["callback", "cancelled True"]
-    if could_tell(caught.value):
-        assert caught.value.plugin_stack.splitlines()[0].endswith("in sleep_until_cancelled")
-        assert "in pass_gate" in caught.value.plugin_stack
-        assert caught.value.no_stack == ""
-        assert "Where the plugin was" in str(caught.value)
+    for _ in range(TRIES):
+        error = gate.give_up(plugin.sleep_until_cancelled, gate.path)
+        gate.open()
+        assert plugin.seen() == ["callback", "cancelled True"]
+        if told(error):
+            break
+    assert error.plugin_stack.splitlines()[0].endswith("in sleep_until_cancelled")
+    assert "in pass_gate" in error.plugin_stack
+    assert error.no_stack == ""
+    assert "Where the plugin was" in str(error)
     assert plugin.add(1, 1) == 2
 
 
@@ -116,15 +120,14 @@ def test_ctrl_c_reaches_a_handler_that_runs(plugin: Contexts, gate: Gate) -> Non
 
 
 def test_a_call_that_was_given_up_before_its_handler_began_does_not_begin(plugin: Contexts, gate: Gate) -> None:
-    with pytest.raises(fastplug.DeadlineExceeded) as first, fastplug.deadline(after_s=SHORT_S):
-        plugin.sleep_until_cancelled(gate.path)
-    if could_tell(first.value):
-        assert "pass_gate" in first.value.plugin_stack
-    with pytest.raises(fastplug.DeadlineExceeded) as second, fastplug.deadline(after_s=SHORT_S):
-        plugin.sleep_until_cancelled(gate.path)
-    if could_tell(second.value):
-        assert "has not begun" in second.value.plugin_stack
-        assert "pass_gate" in second.value.plugin_stack, "what keeps it from beginning"
+    gate.give_up(plugin.sleep_until_cancelled, gate.path)
+    for after_s in growing_s(SHORT_S):
+        with pytest.raises(fastplug.DeadlineExceeded) as second, fastplug.deadline(after_s=after_s):
+            plugin.sleep_until_cancelled(gate.path)
+        if told(second.value):
+            break
+    assert "has not begun" in second.value.plugin_stack
+    assert "pass_gate" in second.value.plugin_stack, "what keeps it from beginning"
     gate.open()
     assert plugin.seen() == ["callback", "cancelled True"], "of the first alone"
 
@@ -183,17 +186,19 @@ def test_a_plugin_that_gives_up_at_the_deadline_before_its_host(plugin: Contexts
 
 @pytest.mark.transports("shm", "socket", "grpc")
 def test_the_stack_also_while_c_code_holds_the_gil(transport: str, gate: Gate) -> None:
-    with started(transport, ContextPlugin) as client:
-        plugin = client.dispense(Contexts)
-        gate.open()
-        with pytest.raises(fastplug.DeadlineExceeded) as caught, fastplug.deadline(after_s=SHORT_S):
-            plugin.hold_the_gil(gate.path, 10**12)
-        if transport == "grpc":
-            assert "C code holds its GIL" in caught.value.no_stack
-        else:
-            assert "in hold_the_gil" in caught.value.plugin_stack
-            assert "C code holds the GIL" in caught.value.plugin_stack
-        assert not client.exited
+    for _ in range(TRIES):
+        with started(transport, ContextPlugin) as client:
+            plugin = client.dispense(Contexts)
+            gate.open()
+            error = gate.give_up(plugin.hold_the_gil, gate.path, 10**12)
+            assert not client.exited
+        if transport == "grpc" or error.plugin_stack:  # a signal handler has 50 ms, too
+            break
+    if transport == "grpc":
+        assert "C code holds its GIL" in error.no_stack
+    else:
+        assert "in hold_the_gil" in error.plugin_stack
+        assert "C code holds the GIL" in error.plugin_stack
 
 
 @pytest.mark.transports("shm", "socket", "grpc")
@@ -203,8 +208,11 @@ def test_a_stopped_process_has_no_stack_and_it_is_said(transport: str) -> None:
         assert client.pid is not None
         os.kill(client.pid, signal.SIGSTOP)
         try:
-            with pytest.raises(fastplug.DeadlineExceeded) as caught, fastplug.deadline(after_s=SHORT_S):
-                plugin.add(1, 2)
+            for after_s in growing_s(SHORT_S):
+                with pytest.raises(fastplug.DeadlineExceeded) as caught, fastplug.deadline(after_s=after_s):
+                    plugin.add(1, 2)
+                if "nothing was sent" not in str(caught.value):
+                    break
         finally:
             os.kill(client.pid, signal.SIGCONT)
         assert caught.value.plugin_stack == ""

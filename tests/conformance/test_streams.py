@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from tests.growing import growing_s
 from tests.plugins.flows_api import Flows
 from tests.plugins.flows_plugin import PlainFlows
 
@@ -90,9 +91,11 @@ def test_errors_in_a_stream(flows: Flows) -> None:
 
 
 def test_a_deadline_over_a_stream(flows: Flows) -> None:
-    with fastplug.deadline(after_s=0.05):
-        stream = flows.count(10**9)
-    assert next(stream) == 0
+    for after_s in growing_s(0.05):
+        with contextlib.suppress(DeadlineExceeded), fastplug.deadline(after_s=after_s):
+            stream = flows.count(10**9)
+            assert next(stream) == 0
+            break
     with pytest.raises(DeadlineExceeded, match="end of the stream"):
         list(stream)
     while (log := flows.log()) == []:
@@ -143,25 +146,30 @@ def test_the_plugin_takes_no_more_of_a_stream(flows: Flows, transport: str) -> N
 @pytest.mark.parametrize("submitted", [False, True])
 def test_a_deadline_over_a_stream_that_never_pauses(flows: Flows, submitted: bool) -> None:
     watchdog = time.monotonic() + SOON_S
-    closed = threading.Event()
+    begun, closed = threading.Event(), threading.Event()
 
     def numbers() -> Iterator[int]:
+        begun.set()
         try:
             while time.monotonic() < watchdog:
                 yield 1
         finally:
             closed.set()
 
-    with fastplug.deadline(after_s=0.05):
-        if submitted:
-            call = fastplug.submit(flows.total, numbers())
+    def total() -> int:
+        if not submitted:
+            return flows.total(numbers())
+        call = fastplug.submit(flows.total, numbers())
+        if begun.wait(after_s):
             assert closed.wait(2 * SOON_S)  # nobody waits for the call, and it ends
-            total = call.result
-        else:
-            total = partial(flows.total, numbers())
-        with pytest.raises(DeadlineExceeded):
+        return call.result()
+
+    for after_s in growing_s(0.05):
+        with pytest.raises(DeadlineExceeded), fastplug.deadline(after_s=after_s):
             total()
-    assert closed.is_set()
+        if begun.is_set():
+            break
+    assert closed.wait(SOON_S if submitted else 0)
     assert time.monotonic() < watchdog
     assert flows.double(1) == 2
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
-from tests.conformance.conftest import Gate, started
+from tests.conformance.conftest import EVENT_TIMEOUT_S, Gate, started
 from tests.plugins.workers_plugin import WORKERS, Waiting, WorkersPlugin, serve_alone, serve_with_workers
 
 import fastplug
@@ -104,6 +105,9 @@ def test_calls_of_many_threads_open_lanes_up_to_a_limit(transport: str, gate: Ga
         assert client.stats()["lanes"] == 1
         threads, names = in_threads(plugin, gate, 20)
         gate.wait_entered()  # the first of them; the others are on their way to it
+        until = time.monotonic() + EVENT_TIMEOUT_S
+        while client.stats()["lanes"] == 1 and time.monotonic() < until:
+            pass
         gate.open(20)
         for thread in threads:
             thread.join()

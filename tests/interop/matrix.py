@@ -34,7 +34,7 @@ LARGE_BYTES = 64 << 20
 # A watchdog for a run of all steps.
 RUN_TIMEOUT_S = 120
 # What was printed has left the plugin before its answer does.
-LINE_TIMEOUT_S = 10
+LINE_TIMEOUT_S = 60
 NONCE = "n0nce"
 # A state in /proc/net/unix.
 CONNECTED = "03"

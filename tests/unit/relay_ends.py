@@ -13,7 +13,7 @@ from fastplug.net.tls import auto_mtls, one_time_identity
 __all__ = ["WAIT_S", "end", "exactly", "mux_pair", "read_all", "tls_pair", "trusting_sides"]
 
 # Everything here takes milliseconds; a machine that is swapping takes longer.
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def trusting_sides() -> tuple[Tls, Tls]:

@@ -22,7 +22,7 @@ from fastplug.protocols.grpc.channel import Handler, HandlerKind, select
 from fastplug.protocols.grpc.messages import ConnInfo
 from fastplug.protocols.grpc.reflection import Reflection
 
-WATCHDOG_S = 20.0
+WATCHDOG_S = 60.0
 KEEP_S = 5.0
 
 
@@ -77,9 +77,9 @@ class Pair:
     @staticmethod
     def _make(**options: Any) -> Broker:
         def carrier(send: Callable[[Any], None]) -> AnnouncedSockets:
-            return AnnouncedSockets(send, Listener, keep_s=KEEP_S, connect_timeout_s=WATCHDOG_S, **options)
+            return AnnouncedSockets(send, Listener, keep_s=WATCHDOG_S, connect_timeout_s=WATCHDOG_S, **options)
 
-        return Broker(select(), carrier, None, timeout_s=KEEP_S)
+        return Broker(select(), carrier, None, timeout_s=WATCHDOG_S)
 
     def close(self) -> None:
         for broker in self.brokers:

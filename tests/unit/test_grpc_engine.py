@@ -41,7 +41,7 @@ from fastplug.protocols.grpc.server import GrpcServer
 from fastplug.protocols.grpc.stream import SocketStream
 
 # For what must happen, and does at once unless something is broken.
-WATCHDOG_S = 20.0
+WATCHDOG_S = 60.0
 
 
 # The engine, over socketpairs

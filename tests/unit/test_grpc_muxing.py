@@ -17,7 +17,7 @@ from fastplug.protocols.grpc.channel import ByteStream
 from fastplug.protocols.grpc.messages import ConnInfo
 from fastplug.protocols.grpc.muxing import KNOCKS_MAX, WAITING_MAX, Doors, MultiplexedStreams
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 KEEP_S = 5.0
 
 
@@ -87,8 +87,8 @@ class Pair:
         self.unannounced: list[Any] = []
         self.arrived = threading.Event()
         self.spoken = threading.Event()
-        self.host = MultiplexedStreams(lambda info: self.pass_on(info, self.plugin), keep_s=KEEP_S)
-        self.plugin = MultiplexedStreams(lambda info: self.pass_on(info, self.host), keep_s=KEEP_S, unannounced=self.take)
+        self.host = MultiplexedStreams(lambda info: self.pass_on(info, self.plugin), keep_s=WAIT_S)
+        self.plugin = MultiplexedStreams(lambda info: self.pass_on(info, self.host), keep_s=WAIT_S, unannounced=self.take)
         self.routers = [
             threading.Thread(target=carrier.route, args=(session,))
             for carrier, session in zip((self.host, self.plugin), self.sessions, strict=True)
@@ -200,7 +200,7 @@ def test_refusals_name_the_id(pair: Pair) -> None:
 def test_other_answers(relay: Relay, answer: dict[str, Any], words: str) -> None:
     here, there = socket.socketpair()
     session = relay.mux(here, client=True)
-    carrier = MultiplexedStreams(lambda info: carrier.received(ConnInfo(service_id=info.service_id, **answer)), keep_s=KEEP_S)
+    carrier = MultiplexedStreams(lambda info: carrier.received(ConnInfo(service_id=info.service_id, **answer)), keep_s=WAIT_S)
     router = threading.Thread(target=carrier.route, args=(session,))
     router.start()
     with pytest.raises(HandshakeError, match=words):

@@ -29,7 +29,7 @@ from fastplug.protocols.grpc.reflection import VERSIONS, is_internal, reflection
 from fastplug.protocols.grpc.stream import SocketStream
 from fastplug.protocols.grpc.streaming import AHEAD_MAX, StreamCalls
 
-WATCHDOG_S = 20.0
+WATCHDOG_S = 60.0
 
 
 def peer_pool() -> DescriptorPool:

@@ -13,7 +13,7 @@ from fastplug.process.descriptor import DescriptorPump
 from fastplug.protocols.grpc import stdio
 from fastplug.protocols.grpc.stdio import CHUNK_BYTES_MAX, PENDING_BYTES_MAX, STDERR, STDOUT, StdioFeed, streamed
 
-WATCHDOG_S = 20.0
+WATCHDOG_S = 60.0
 
 
 def test_what_was_printed_before_the_host_came_is_kept() -> None:
