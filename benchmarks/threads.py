@@ -83,6 +83,16 @@ def socket_and_lock() -> Iterator[Callable[[], object]]:
         child.join()
 
 
+def holding_gil(seconds: float) -> Callable[[], object]:
+    """A C function that takes so long and keeps the GIL, as a call does whose answer comes while it spins: the floor."""
+    probe = bytes(1 << 16)
+    began = time.perf_counter()
+    for _ in range(100):
+        probe.count(b"x")
+    data = bytes(max(1, int(len(probe) * seconds * 100 / (time.perf_counter() - began))))
+    return lambda: data.count(b"x")
+
+
 def _spin() -> None:
     while True:
         pass
@@ -102,14 +112,16 @@ def load() -> Iterator[None]:
             one.join()
 
 
-def threads(echo: Echo, peer: Callable[[], object], seconds: float) -> tuple[float, float, float]:
-    """Medians of interleaved rounds: one thread, eight threads, eight threads on the socket."""
-    ones, eights, sockets = [], [], []
+def threads(echo: Echo, peer: Callable[[], object], seconds: float) -> tuple[float, float, float, float]:
+    """Medians of interleaved rounds: one thread, eight, eight on the socket; and eight beside one that only share the GIL."""
+    ones, eights, sockets, floors = [], [], [], []
     for _ in range(ROUNDS):
         ones.append(rate(lambda: echo.echo(PAYLOAD), 1, seconds))
         eights.append(rate(lambda: echo.echo(PAYLOAD), THREADS, seconds))
         sockets.append(rate(peer, THREADS, seconds))
-    return median(ones), median(eights), median(sockets)
+        alone = holding_gil(1 / ones[-1])
+        floors.append(1 / rate(alone, 1, seconds) * rate(alone, THREADS, seconds))
+    return median(ones), median(eights), median(sockets), median(floors)
 
 
 async def awaited(echo: Echo, seconds: float) -> tuple[float, float]:
@@ -144,9 +156,9 @@ async def _serve_stream(sock: socket.socket) -> None:
         writer.write(await reader.readexactly(64))
 
 
-def told(situation: str, one: float, eight: float, other: float) -> None:
+def told(situation: str, one: float, eight: float, other: float, floor: float) -> None:
     """One line of the result."""
-    print(f"{situation}: 1 thread {one:,.0f}/s, {THREADS} threads {eight:,.0f}/s ({eight / one:.2f}x)", end="")
+    print(f"{situation}: 1 thread {one:,.0f}/s, {THREADS} threads {eight:,.0f}/s ({eight / one:.2f}x; the GIL alone {floor:.2f}x)", end="")
     print(f", {THREADS} on socket + lock {other:,.0f}/s ({eight / other:.1f}x)")
 
 

@@ -10,3 +10,4 @@ cdef class Group:
     cdef readonly Server at             # whose handler runs, None when none does
     cdef int hot                        # the lane that was served last
     cpdef int step(self) except -1
+    cdef int serve(self, int place) except -1

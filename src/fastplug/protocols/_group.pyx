@@ -40,23 +40,27 @@ cdef class Group:
     cpdef int step(self) except -1:
         """What Server.step does, for whichever lane is next."""
         cdef Server server
-        cdef Server before
-        cdef Py_ssize_t i, place, count = len(self.servers)
+        cdef int i, place, count = len(self.servers)
         for i in range(count):
             place = (self.hot + 1 + i) % count
             server = self.servers[place]
             if server.runnable():
-                self.hot = <int>place
-                before, self.at = self.at, server
-                try:
-                    return server.step()
-                finally:
-                    self.at = before
+                return self.serve(place)
         server = self.servers[0]
         if server.line.released:
             server.line.tell_released()
-        self.lanes.wait(fp_now_ns() + RELEASE_SLICE_NS if server.line.alive else 0, self.hot)
-        return 0
+        place = self.lanes.wait(fp_now_ns() + RELEASE_SLICE_NS if server.line.alive else 0, self.hot)
+        return self.serve(place) if place < count else 0
+
+    cdef int serve(self, int place) except -1:
+        cdef Server server = self.servers[place]
+        cdef Server before = self.at
+        self.hot = place
+        self.at = server
+        try:
+            return server.step()
+        finally:
+            self.at = before
 
     def close(self) -> None:
         """After the end: generators that have not come to theirs are closed, on the thread that served."""

@@ -173,16 +173,26 @@ static inline int fp_any_moved(const uint64_t *const *words, const uint64_t *see
     return 0;
 }
 
-static inline int fp_spin_any(const uint64_t *const *words, const uint64_t *seen, int count, int64_t budget_ns) {
-    int64_t start = fp_now_ns();
-    do {
-        for (int i = 0; i < 32; i += count) {
-            if (fp_any_moved(words, seen, count, __ATOMIC_ACQUIRE))
-                return 1;
+/* As fp_spin. Looks at the `hot` one each time, where the next frame is most likely, and at the others in turns: which one moved, -1 none. */
+static inline int fp_spin_any(const uint64_t *const *words, const uint64_t *seen, int count, int hot, int64_t budget_ns) {
+    int64_t start = 0;
+    int other = 0;
+    for (;;) {
+        for (int i = 0; i < 32; i++) {
+            if (fp_load_position(words[hot]) != seen[hot])
+                return hot;
+            if (fp_load_position(words[other]) != seen[other])
+                return other;
+            if (++other == count)
+                other = 0;
             fp_pause();
         }
-    } while (fp_now_ns() - start < budget_ns);
-    return 0;
+        int64_t now = fp_now_ns();
+        if (!start)
+            start = now;
+        else if (now - start > budget_ns)
+            return -1;
+    }
 }
 
 /* SYNC POINT BELL, sleeping side. Any return means: look again. */

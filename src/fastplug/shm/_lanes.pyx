@@ -14,7 +14,7 @@ cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
     int fp_shares_cpu(const fp_lane*)
     int fp_any_moved(const uint64_t* const*, const uint64_t*, int, int)
-    int fp_spin_any(const uint64_t* const*, const uint64_t*, int, int64_t)
+    int fp_spin_any(const uint64_t* const*, const uint64_t*, int, int, int64_t)
     void fp_sleep_any(fp_lane*, const fp_lane*, const uint64_t* const*, const uint64_t*, int, int64_t, const int32_t*)
     int fp_is_gone(const int32_t*)
     int fp_was_stirred(int32_t*)
@@ -43,26 +43,25 @@ cdef class Lanes:
     cdef int wait(self, int64_t until_ns, int hot) except -1:
         cdef Lane first = self.lanes[0]
         cdef Lane lane
-        cdef int i, count = len(self.lanes)
+        cdef int i, found, count = len(self.lanes)
         cdef int64_t left
         cdef bint spin = first.may_spin and not fp_shares_cpu((<Lane>self.lanes[hot]).theirs)
         for i in range(count):
             lane = self.lanes[i]
             if lane.has_frame():
-                return 1
+                return i
             lane.flush()
             if lane.held_leases:        # others may be busy for long, and then nobody sleeps
                 lane.drop_holds()
             self.seen[i] = lane.head
-        if spin and fp_spin_any(self.words, self.seen, count, _SPIN_HOLDING_GIL_NS):
-            self.spins += 1
-            return 1
         if spin:
-            with nogil:
-                spin = fp_spin_any(self.words, self.seen, count, _SPIN_NS)
-            if spin:
+            found = fp_spin_any(self.words, self.seen, count, hot, _SPIN_HOLDING_GIL_NS)
+            if found < 0:
+                with nogil:
+                    found = fp_spin_any(self.words, self.seen, count, hot, _SPIN_NS)
+            if found >= 0:
                 self.spins += 1
-                return 1
+                return found
         self.sleeps += 1
         for lane in self.lanes:
             lane.before_sleep()
@@ -70,16 +69,16 @@ cdef class Lanes:
             if fp_is_gone(&first.gone) and not fp_any_moved(self.words, self.seen, count, __ATOMIC_ACQUIRE):
                 raise EOFError
             if fp_was_stirred(&first.gone):
-                return 1
+                return LANES_MAX
             left = first.slice_ns
             if until_ns:
                 left = min(left, until_ns - fp_now_ns())
                 if left <= 0:
-                    return 0
+                    return LANES_MAX
             with nogil:
                 fp_sleep_any(first.mine, first.theirs, self.words, self.seen, count, left, &first.gone)
             PyErr_CheckSignals()
             for lane in self.lanes:
                 if lane.holds:
                     lane.drop_holds()
-        return 1
+        return LANES_MAX

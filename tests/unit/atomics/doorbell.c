@@ -49,7 +49,7 @@ static void *serve(void *unused) {
                 left--;
                 found = 1;
             }
-        if (!found && left && !fp_spin_any(words, seen, LANES, left % 3 ? 1000 : 0)) {
+        if (!found && left && fp_spin_any(words, seen, LANES, (int)(left % LANES), left % 3 ? 1000 : 0) < 0) {
             int64_t before = fp_now_ns();
             fp_sleep_any(&memory.plugin[0], &memory.host[0], words, seen, LANES, TIMEOUT_NS, &gone);
             if (fp_now_ns() - before >= TIMEOUT_NS && fp_any_moved(words, seen, LANES, __ATOMIC_ACQUIRE))
