@@ -128,7 +128,7 @@ class ClientProtocol(Structural):
         ...
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An uninitialised C-ordered array that this transport sends without a copy, where it can."""
+        """An uninitialised C-ordered array that this transport sends without a copy, where it can. Raises what a call would."""
         ...
 
     def blocks(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike, count: int, timeout_s: float) -> Any:

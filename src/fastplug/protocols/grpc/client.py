@@ -379,7 +379,8 @@ class GrpcClient:
         return found | {f"plugin_{key}": remote.get(key) for key in ("calls", "copies", "copied_bytes")}
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An ordinary array: gRPC copies every one."""
+        """An ordinary array: gRPC copies every one. Raises Closed and what the plugin's end is told as."""
+        self._check_usable(None)
         import numpy as np
 
         return np.empty(shape, dtype)
