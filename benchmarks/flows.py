@@ -32,6 +32,7 @@ ARRAYS = 500
 ROUNDS = 15
 IN_FLIGHT = 64
 ELEMENTS = 131_072  # 1 MiB of float64
+BLOCKS = 6  # that a stream of copied arrays goes round: 4 MiB under way, one that is written and one that is read
 PAYLOAD = b"x" * 64
 
 Floats = npt.NDArray[np.float64]
@@ -117,7 +118,11 @@ def cells(flow: Flow, client: fastplug.Client, peer: Callable[[], None]) -> Iter
 
     def copies() -> None:
         for _ in range(ARRAYS):
-            np.copyto(there, here)
+            np.copyto(there[0], here)
+
+    def copies_in_turns() -> None:
+        for n in range(ARRAYS):
+            np.copyto(there[n % BLOCKS], here)
 
     def born() -> Iterator[Floats]:
         for n in range(ARRAYS):
@@ -125,7 +130,7 @@ def cells(flow: Flow, client: fastplug.Client, peer: Callable[[], None]) -> Iter
             array[0] = n
             yield array
 
-    here, there = np.ones(ELEMENTS), np.ones(ELEMENTS)
+    here, there = np.ones(ELEMENTS), [np.ones(ELEMENTS) for _ in range(BLOCKS)]
     yield "one at a time, 64 B", CALLS, one_at_a_time
     yield "64 under way (map)", CALLS, lambda: each(fastplug.map(flow.echo, [PAYLOAD] * CALLS, in_flight=IN_FLIGHT))
     yield "64 under way, a plain socket", SOCKET_CALLS, peer
@@ -134,7 +139,8 @@ def cells(flow: Flow, client: fastplug.Client, peer: Callable[[], None]) -> Iter
     yield "1 MiB born shared, to the plugin", ARRAYS, lambda: each([flow.taken(born())])
     yield "1 MiB ordinary, to the host", ARRAYS, lambda: each(flow.copied(ARRAYS))
     yield "1 MiB ordinary, to the plugin", ARRAYS, lambda: each([flow.taken(here for _ in range(ARRAYS))])
-    yield "1 MiB np.copyto", ARRAYS, copies
+    yield "1 MiB np.copyto, always the same", ARRAYS, copies
+    yield f"1 MiB np.copyto, {BLOCKS} in turns", ARRAYS, copies_in_turns
 
 
 def measured(all_cells: list[Cell]) -> dict[str, list[float]]:

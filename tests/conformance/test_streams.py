@@ -50,6 +50,21 @@ def test_arrays_in_a_stream(start: Callable[..., fastplug.Client]) -> None:
     assert flows.total_of((np.full(20_000, float(n)) for n in range(40)), 5) == 5 + 20_000 * sum(range(40))
 
 
+@pytest.mark.transports("shm")
+def test_copied_arrays_go_round_few_blocks(start: Callable[..., fastplug.Client]) -> None:
+    """At most 4 MiB of copies are under way, and what came back last is written to next."""
+    client = start(PlainFlows)
+    flows: Flows = client.dispense(Flows)
+    ordinary = np.ones(1 << 17)  # 1 MiB
+    for _ in range(3):
+        assert flows.total_of((ordinary for _ in range(60)), 5) == 5 + 60 * (1 << 17)
+    assert (
+        client.stats()["arena"]["blocks"] <= 8
+    )  # four under way, one that is written, and those that the plugin has taken and not dropped
+    large = np.ones(1 << 20)  # each more than may be under way, so one after another
+    assert flows.total_of((large for _ in range(5)), 5) == 5 + 5 * (1 << 20)
+
+
 @pytest.mark.parametrize("how", ["close", "drop", "with", "break"])
 def test_early_close(flows: Flows, how: str) -> None:
     stream: Any = flows.count(10**9)

@@ -16,7 +16,7 @@ from fastplug._wire cimport (
     ArrayPort, FrameHeader, Link, decode_error, encode_error, skip_rest, skip_value,
 )
 from fastplug.protocols._callbacks cimport Asking, CallbackLine, Target, answer_of
-from fastplug.protocols._streams cimport GRANT_ITEMS, Incoming, Outgoing
+from fastplug.protocols._streams cimport Incoming, Outgoing
 
 from fastplug._wire_words import Unbuilt
 from fastplug.errors import Cancelled, Closed, LocalProtocolError, RemoteError, RemoteProtocolError, ResultError
@@ -64,7 +64,7 @@ cdef class Input:
             server.credit(call.number, feed.grant())
             server.nested()
         value = feed.take()
-        if (feed.taken >= GRANT_ITEMS or not feed.values) and call.thread == PyThread_get_thread_ident() and not server.sending:
+        if (feed.due() or not feed.values) and call.thread == PyThread_get_thread_ident() and not server.sending:
             server.credit(call.number, feed.grant())
         return value
 
@@ -95,7 +95,7 @@ cdef class Input:
             if not call.feed.values and not call.feed.ended:
                 await expected
         value = call.feed.take()
-        if call.feed.taken >= GRANT_ITEMS:
+        if call.feed.due():
             call.task.notify()
         return value
 
@@ -278,9 +278,7 @@ cdef class Activity(Asking):
         self.sending = True
         try:
             try:
-                self.enc.reset()
-                call.codec.encode_item(self.enc, value)
-                size = self.enc.size + self.enc.outside
+                size = self.encode_streamed(call.codec, value, True)
                 self.spill(&header)
             except Exception as error:
                 return self.end_stream(call, error)
@@ -367,7 +365,7 @@ cdef class Activity(Asking):
             if header.kind == FRAME_ITEM:
                 value = call.codec.decode_fed(self.dec)
                 if not call.feed_closed:
-                    call.feed.arrived(value)
+                    call.feed.arrived(value, header.blocks != 0)
             else:
                 if call.feed.ended:
                     raise RemoteProtocolError("the host ended a stream twice")

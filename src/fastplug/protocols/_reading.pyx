@@ -113,11 +113,9 @@ cdef class Reading(Turn):
         cdef Py_ssize_t size
         self.sending = True
         try:
-            self.enc.reset()
             memset(&header, 0, sizeof(FrameHeader))
             try:
-                call.codec.encode_fed(self.enc, value)
-                size = self.enc.size + self.enc.outside
+                size = self.encode_streamed(call.codec, value, False)
                 self.spill(&header)
             except Exception as error:
                 self.port.rollback()
@@ -249,7 +247,7 @@ cdef class Reading(Turn):
     cdef int take_item(self, FrameHeader* header, Pending call) except -1:
         self.unspill(header)
         try:
-            call.items.arrived(call.codec.decode_item(self.dec))
+            call.items.arrived(call.codec.decode_item(self.dec), header.blocks != 0)
         except Unbuilt as error:
             skip_rest(self.dec)
             call.items.ended, call.items.error = True, error

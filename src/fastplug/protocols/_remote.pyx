@@ -10,7 +10,7 @@ from fastplug._wire cimport FRAME_CANCEL, FRAME_CLOSE, MethodCodec
 from fastplug.protocols._call cimport Bound, Caller, caller_until
 from fastplug.protocols._flight cimport CALLED, Flight
 from fastplug.protocols._pool cimport Pool
-from fastplug.protocols._streams cimport GRANT_ITEMS, Outgoing
+from fastplug.protocols._streams cimport Outgoing
 from fastplug.protocols._turn cimport ANSWERED, FAILED, GIVEN_UP, PENDING, Pending
 
 from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded
@@ -30,8 +30,8 @@ cdef int64_t _POLL_NS = POLL_NS
 cdef int64_t ASYNC_SLICE_NS = 500_000_000
 # Whoever waits for a call that has a thread of its own looks up this often, for signals.
 FED_SLICE_S = 0.1
-# Requests of a map go out together when so many may go.
-cdef Py_ssize_t BATCH_CALLS = 16
+# Requests of a map go out together when so many may go, or half of what may be under way: the plugin runs the other half meanwhile.
+cdef Py_ssize_t BATCH_CALLS = 32
 
 
 cdef class Remote(Bound):
@@ -315,7 +315,7 @@ cdef class ResultStream:
         if call.items.values:
             found[0] = True
             value = call.items.take()
-            if call.items.taken >= GRANT_ITEMS and call.state == PENDING:
+            if call.items.due() and call.state == PENDING:
                 caller.grant(call)
             return value
         self.close()
@@ -358,7 +358,7 @@ cdef class Mapped:
         self.method = method
         self.arguments = arguments
         self.in_flight = min(in_flight, _in_flight_max)
-        self.low = max(0, self.in_flight - BATCH_CALLS)
+        self.low = self.in_flight - min(BATCH_CALLS, (self.in_flight + 1) // 2)
         self.flight = Flight(method.codec, self.in_flight + 1, ordered)         # one for what ends it
         self.goes_on = goes_on
 

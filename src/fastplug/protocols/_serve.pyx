@@ -293,9 +293,10 @@ cdef class Server(Activity):
             if self.depth:
                 outer = self.suspend()
             phase = RUNNING
-            self.depth += 1
+            self.running, self.depth = header.call, self.depth + 1
             self.until_ns = fp_now_ns() + header.remaining_ns if header.remaining_ns else 0
-            self.running, self.metadata, self.context, self.current = header.call, metadata, None, None
+            if metadata is not self.metadata or self.context is not None or self.current is not None:   # to store None again costs more
+                self.metadata, self.context, self.current = metadata, None, None
             if FP_DEBUG:
                 fp_point("handler about to run")
             self.check_wanted(self.came(header.call))

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from fastplug._wire cimport ArrayPort, Decoder, Encoder, FrameHeader, Link
+from fastplug._wire cimport ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec
 from fastplug.shm._port cimport ArenaPort
 
 
@@ -18,6 +18,7 @@ cdef class Session:
     cdef bint at_home(self) noexcept    # marks live per extension module, so only this one compares them
     # Sends what is in enc; the header's kind, call, method and so on are set. Raises what Link.send does, ArenaExhausted.
     cdef int transmit(self, FrameHeader* header, int64_t until) except -1
+    cdef Py_ssize_t encode_streamed(self, MethodCodec codec, object value, bint result) except -1
     cdef int spill(self, FrameHeader* header) except -1
     cdef int unspill(self, FrameHeader* header) except -1
     # A frame without values.

@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
     WINDOW_ITEMS = 32       # wire.md: the credit that a stream starts with, and the most that may be under way
-    GRANT_ITEMS = 16        # the receiver tells what was taken when it is as much as this, and before each wait
+    GRANT_ITEMS = 16        # the receiver tells what was taken when it is as much as this, and before each wait (Incoming.due)
 
 
 cdef class Outgoing:
@@ -29,6 +29,8 @@ cdef class Incoming:
     cdef Py_ssize_t taken               # by the consumer, since the last CREDIT
     cdef bint ended                     # END or ERROR came
     cdef object error                   # what to raise behind the last value
-    cdef int arrived(self, object value) except -1          # RemoteProtocolError: it had no credit
+    cdef bint large                     # items lie in blocks: fewer of them may be under way, as their sender sees fit
+    cdef int arrived(self, object value, bint large) except -1          # RemoteProtocolError: it had no credit
     cdef object take(self)
+    cdef bint due(self) noexcept                             # enough was taken to tell
     cdef uint32_t grant(self) noexcept                       # what CREDIT is to say now; 0: nothing

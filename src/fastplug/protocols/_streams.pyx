@@ -53,18 +53,22 @@ cdef class Incoming:
     def __init__(self):
         self.values = collections.deque()
 
-    cdef int arrived(self, object value) except -1:
+    cdef int arrived(self, object value, bint large) except -1:
         if self.ended:
             raise RemoteProtocolError("the peer sent an item of a stream behind its end")
         if self.untold >= WINDOW_ITEMS:
             raise RemoteProtocolError(f"the peer sent an item of a stream without credit: {self.untold} are under way")
         self.untold += 1
+        self.large = large
         self.values.append(value)
         return 0
 
     cdef object take(self):
         self.taken += 1
         return self.values.popleft()
+
+    cdef bint due(self) noexcept:
+        return self.taken >= GRANT_ITEMS or self.large and 2 * self.taken >= self.untold
 
     cdef uint32_t grant(self) noexcept:
         cdef Py_ssize_t items = self.taken

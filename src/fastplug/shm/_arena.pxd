@@ -21,8 +21,7 @@ cdef class Arena(Owner):
     cdef list spaces                    # id -> Space; None for segments that are gone, or another process's
     cdef list blocks                    # id -> dict: offset -> Block; of another process's segments: key -> Block
     cdef list free_ids                  # of segments that are gone, here and at every peer
-    cdef list free                      # size class -> list of Block
-    cdef list lent                      # size class -> deque of Block, oldest first
+    cdef list shelves                   # size class -> Shelf
     cdef uint64_t lasting               # segments below this id are never given back
     cdef bint ahead                     # segments are made before they are needed, on a thread
     cdef object growing                 # Event while a thread makes one
@@ -36,7 +35,6 @@ cdef class Arena(Owner):
     cdef Block forward(self, object lease, Segment segment)     # the same for memory that another process lent to this one
     cdef Block block_at(self, uint64_t address)         # our block that has this byte, or None
     cdef Block _given(self, Block block)
-    cdef Block _recycle(self, int size_class, uint64_t bytes)
     cdef Block _cut(self, int size_class, uint64_t bytes)
     cdef int _dissolve(self, Block block) except -1
     cdef uint64_t _reclaim(self) except? 0xFFFFFFFFFFFFFFFF

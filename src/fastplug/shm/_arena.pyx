@@ -8,13 +8,12 @@ _loans.pyx has the books. The GIL guards Arena, Ledger and Borrowed: between two
 garbage collector tracks are made before an arena is changed, because in Python 3.11 making one may run finalizers, which end leases.
 """
 
-import collections
 import logging
 import threading
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from fastplug.shm._loans cimport borrowers_of, watch
+from fastplug.shm._loans cimport Shelf, borrowers_of, watch
 from fastplug.shm._segment cimport Segment
 from fastplug.shm._space cimport PAGE_BYTES, SMALL_BYTES, Space, block_bytes, size_class_of
 
@@ -33,8 +32,6 @@ FIRST_SEGMENT_BYTES = 4 << 20
 # Later ones at least double what there is, up to this, or to a part of the limit: few segments, few descriptors, little waste.
 GROWTH_BYTES = 64 << 20
 GROWTH_FRACTION = 128
-# How many of the oldest lent blocks are looked at before memory is cut: bounds the cost of an allocation.
-RECYCLE_LOOKS = 16
 # Making a segment takes about 1 ms per MiB: 64 GiB in this time.
 GROW_TIMEOUT_S = 60.0
 # The next segment is made ahead of time when less than this part of the memory is free, up to half of the limit.
@@ -62,8 +59,7 @@ cdef class Arena(Owner):
         self.spaces = []
         self.blocks = []
         self.free_ids = []
-        self.free = []
-        self.lent = []
+        self.shelves = []
         self.ledgers = []
         self.retiring = {}
         self.forwarded = {}
@@ -79,13 +75,14 @@ cdef class Arena(Owner):
         if bytes > <uint64_t>MAX_SEGMENT_BYTES:
             raise ArenaExhausted(f"{bytes} bytes are more than any segment can have ({MAX_SEGMENT_BYTES})")
         size_class = size_class_of(bytes)
-        while len(self.free) <= size_class:
-            self.free.append([])
-            self.lent.append(collections.deque())
+        while len(self.shelves) <= size_class:
+            self.shelves.append(Shelf())
         if self.scarce:
             self._look_at_scarcity()
-        block = self._recycle(size_class, bytes)
-        if block is None:
+        block = (<Shelf>self.shelves[size_class]).take(bytes)
+        if block is not None:
+            self._given(block)
+        else:
             bytes = block_bytes(bytes)
             block = self._cut(size_class, bytes)
             while block is None:
@@ -110,34 +107,6 @@ cdef class Arena(Owner):
         if block.local == 0:
             self.settle(block)
         return 0
-
-    cdef Block _recycle(self, int size_class, uint64_t bytes):
-        """A block of the class that nobody has any more: the last one freed, since its memory is warm, or one that came back meanwhile."""
-        cdef list free = self.free[size_class]
-        cdef Block block
-        cdef Py_ssize_t i, looks
-        for i in range(len(free) - 1, max(-1, len(free) - 1 - RECYCLE_LOOKS), -1):
-            block = free[i]
-            if block.bytes < bytes and not block.dropped:
-                continue                # of the class, but shorter: they are exact there
-            del free[i]
-            block.queued = False
-            if block.dropped:
-                continue
-            if block.idle():
-                return self._given(block)
-            self.settle(block)
-        queue = self.lent[size_class]
-        for looks in range(min(RECYCLE_LOOKS, len(queue))):
-            block = queue.popleft()
-            block.queued = False
-            if block.dropped or block.local:
-                continue
-            if block.bytes >= bytes and block.idle():
-                return self._given(block)
-            block.queued = True
-            queue.append(block)
-        return None
 
     cdef Block _given(self, Block block):
         block.local = 1                 # what is taken and not yet lent must not look idle to whoever needs room
@@ -202,33 +171,23 @@ cdef class Arena(Owner):
         """Dissolves every idle block; how many bytes that made free. Looks at all that are not in use here."""
         cdef uint64_t found = 0
         cdef Block block
-        cdef Py_ssize_t size_class
+        cdef Shelf shelf
         self._settle_forwarded()
-        for size_class in range(len(self.free)):
-            waiting = self.free[size_class] + list(self.lent[size_class])
-            self.free[size_class] = []
-            self.lent[size_class] = left = collections.deque()
-            for block in waiting:
-                block.queued = False
+        for shelf in self.shelves:
+            for block in shelf.clear():
                 if block.dropped or block.local:
                     continue
                 if block.idle():
                     found += block.bytes
                     self._dissolve(block)
                 else:
-                    block.queued = True
-                    left.append(block)
+                    shelf.put(block)
         return found
 
     cdef int settle(self, Block block) except -1:
         if block.queued or block.dropped or block.local or block.foreign is not None:
             return 0
-        block.queued = True
-        if block.idle():
-            self.free[block.size_class].append(block)
-        else:
-            self.lent[block.size_class].append(block)
-        return 0
+        return (<Shelf>self.shelves[block.size_class]).put(block)
 
     # -- room
 
@@ -435,8 +394,7 @@ cdef class Arena(Owner):
         self.spaces = []
         self.blocks = []
         self.free_ids = []
-        self.free = []
-        self.lent = []
+        self.shelves = []
         self.forwarded = {}
         self.foreign_ids = {}
         self.disowned = set()

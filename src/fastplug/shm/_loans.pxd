@@ -13,7 +13,7 @@ from fastplug.shm._segment cimport Segment
 
 
 cdef class Block:
-    # A piece of a segment. In exactly one place: its class's free list, the lent queue, or held (local > 0).
+    # A piece of a segment. In exactly one place: on its class's Shelf, or held (local > 0).
     cdef Owner arena
     cdef Segment segment
     cdef readonly uint32_t segment_id
@@ -23,7 +23,7 @@ cdef class Block:
     cdef int64_t local                  # local leases: arrays of this process over it, and messages under way that name it
     cdef list loans                     # Loan per peer that ever had it
     cdef uint64_t lent_at               # arena clock when it was last taken
-    cdef bint queued                    # in the free list or the lent queue
+    cdef bint queued                    # on its Shelf
     cdef bint dropped                   # it is no block any more: its bytes are free, or its arena is closed
     cdef object foreign                 # the Lease under which another process lent it to this one; None: it is our own
     cdef bint implicit                  # numpy itself allocated it, inside a handler
@@ -31,6 +31,15 @@ cdef class Block:
     cdef bint sealed
     cdef bint idle(self)
     cdef bint out(self)                 # lent to somebody
+
+
+cdef class Shelf:
+    cdef list free                      # the last one freed at the end
+    cdef object lent                    # a deque, oldest first
+    cdef int put(self, Block block) except -1
+    cdef Block take(self, uint64_t bytes)
+    cdef Block _come_back(self, uint64_t bytes)
+    cdef list clear(self)
 
 
 cdef class Owner:

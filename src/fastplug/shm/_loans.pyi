@@ -11,6 +11,9 @@ MAX_SEGMENTS: Final[int]
 MAX_FOREIGN: Final[int]
 
 @disjoint_base
+class Shelf: ...
+
+@disjoint_base
 class Block:
     @property
     def segment_id(self) -> int: ...

@@ -8,6 +8,7 @@ A block that comes back to its owner in a frame (form HOME) is protected by the 
 (Lane.hold); by then the owner has a local lease of its own. The GIL guards all of this; leases may end on any thread.
 """
 
+import collections
 import threading
 
 cimport cython
@@ -31,6 +32,7 @@ MAX_SEGMENTS = 256
 # What is lent on from elsewhere leaves room for an arena's own, of which there are about as many (GROWTH_FRACTION).
 MAX_FOREIGN = MAX_SEGMENTS // 2
 cdef enum:
+    RECYCLE_LOOKS = 16      # blocks that are looked at before memory is cut: bounds the cost of an allocation
     SAMPLES = 64            # words of a lent block that debug builds compare
 
 if fp_fork_init():
@@ -52,6 +54,78 @@ cdef class Block:
             if loan.out():
                 return True
         return False
+
+
+cdef class Shelf:
+    """Blocks of one size class that this process does not use: those that are free, and those that peers still have or had."""
+
+    def __cinit__(self):
+        self.free = []
+        self.lent = collections.deque()
+
+    cdef int put(self, Block block) except -1:
+        block.queued = True
+        if block.idle():
+            self.free.append(block)
+        else:
+            self.lent.append(block)
+        return 0
+
+    cdef Block take(self, uint64_t bytes):
+        """A block that nobody has any more, the warmest first: one that just came back, then the last one freed. None: there is none."""
+        cdef Block block = self._come_back(bytes)
+        cdef Py_ssize_t i, looks
+        if block is not None:
+            return block
+        for i in range(len(self.free) - 1, max(-1, len(self.free) - 1 - RECYCLE_LOOKS), -1):
+            block = self.free[i]
+            if block.bytes < bytes and not block.dropped:
+                continue                # of the class, but shorter: they are exact there
+            del self.free[i]
+            block.queued = False
+            if block.dropped:
+                continue
+            if block.idle():
+                return block
+            self.put(block)
+        for looks in range(min(RECYCLE_LOOKS, len(self.lent))):
+            self.lent.rotate(-1)        # the one in front may be kept for long
+            block = self._come_back(bytes)
+            if block is not None:
+                return block
+        return None
+
+    cdef Block _come_back(self, uint64_t bytes):
+        """Of the lent blocks in front that came back, the one lent last; the others are free. So a stream goes round as few as are under way."""
+        cdef Block block, found = None
+        cdef Py_ssize_t looks
+        for looks in range(min(RECYCLE_LOOKS, len(self.lent))):
+            block = self.lent[0]
+            if block.out():
+                break
+            self.lent.popleft()
+            block.queued = False
+            if block.dropped or block.local:
+                continue
+            if found is not None:
+                self.put(found)
+            found = block
+        if found is not None and found.bytes < bytes:
+            self.put(found)
+            return None
+        return found
+
+    cdef list clear(self):
+        """Everything that is on it."""
+        cdef list found, free = []
+        cdef Block block
+        cdef object lent = collections.deque()
+        free, self.free = self.free, free               # both were made before: see Arena
+        lent, self.lent = self.lent, lent
+        found = free + list(lent)
+        for block in found:
+            block.queued = False
+        return found
 
 
 cdef list borrowers_of(Block block):
