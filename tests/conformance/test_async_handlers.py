@@ -44,8 +44,14 @@ def plain(client: fastplug.Client, aio: Aio) -> PlainAio:
 @pytest.fixture(scope="module")
 def streams_client(transport: str) -> Iterator[fastplug.Client]:
     with started(transport, AioStreamsPlugin) as client:
-        values: Any = client.dispense(AioStreams).count(1)
+        streams = client.dispense(AioStreams)
+        values: Any = streams.count(1)
         assert list(values) == [0]  # its threads start here
+
+        async def draw() -> None:  # and what wakes whoever waits while a loop makes an item
+            assert await streams.total(_counting(11)) == 55
+
+        asyncio.run(draw())
         yield client
 
 
@@ -238,7 +244,7 @@ def test_a_generator_makes_no_more_than_may_be_under_way(streams: AioStreams) ->
     stream.close()
 
 
-def test_a_stream_as_argument(streams: AioStreams, transport: str) -> None:
+def test_a_stream_as_argument(streams: AioStreams) -> None:
     async def numbers(n: int) -> AsyncIterator[int]:
         for i in range(n):
             if i % 10 == 0:
@@ -255,8 +261,6 @@ def test_a_stream_as_argument(streams: AioStreams, transport: str) -> None:
         assert await streams.first(numbers(10**9)) == 0
         with pytest.raises(LookupError, match="here"):
             await streams.total(failing())
-        if transport == "grpc":  # a stream both ways takes an ordinary iterable there
-            return
         assert [n async for n in streams.doubled(numbers(100))] == [2 * n for n in range(100)]
         doubled: Any = streams.doubled(numbers(10**9))
         assert [await anext(doubled) for _ in range(3)] == [0, 2, 4]
@@ -268,6 +272,45 @@ def test_a_stream_as_argument(streams: AioStreams, transport: str) -> None:
     ordinary: Any = streams
     assert fastplug.submit(ordinary.total, range(1000)).result(SOON_S) == sum(range(1000))
     assert list(ordinary.doubled(range(1000))) == [2 * n for n in range(1000)]
+
+
+async def _counting(n: int) -> AsyncIterator[int]:
+    for i in range(n):
+        if i % 10 == 0:
+            await asyncio.sleep(0)
+        yield i
+
+
+def test_many_streams_from_one_loop(start: Callable[..., fastplug.Client]) -> None:
+    """More than there are lanes: whoever waits for an item must not keep the loop from making it."""
+    streams = start(AioStreamsPlugin).dispense(AioStreams)
+
+    async def main() -> None:
+        assert await asyncio.gather(*[streams.total(_counting(n)) for n in range(60, 90)]) == [n * (n - 1) // 2 for n in range(60, 90)]
+        found = await asyncio.gather(*[_gathered(streams.doubled(_counting(n))) for n in range(60, 90)])
+        assert found == [[2 * i for i in range(n)] for n in range(60, 90)]
+
+    asyncio.run(asyncio.wait_for(main(), SOON_S))
+
+
+def test_each_item_may_wait_for_the_answer_to_the_one_before(start: Callable[..., fastplug.Client]) -> None:
+    streams = start(AioStreamsPlugin).dispense(AioStreams)
+
+    async def main() -> list[int]:
+        answers: asyncio.Queue[int] = asyncio.Queue()
+
+        async def asked() -> AsyncIterator[int]:
+            yield 1
+            while (answer := await answers.get()) < 1 << 20:
+                yield answer
+
+        found = []
+        async for value in streams.doubled(asked()):
+            found.append(value)
+            answers.put_nowait(value)
+        return found
+
+    assert asyncio.run(asyncio.wait_for(main(), SOON_S)) == [1 << n for n in range(1, 21)]
 
 
 def test_callbacks(start: Callable[..., fastplug.Client]) -> None:

@@ -15,4 +15,5 @@ cdef class Pool(Turnstile):
     # A lane that nobody has, or this thread's own when it is inside a call. Waits for one, at most until then.
     cdef Caller pick(self, int64_t until, str what)
     cdef Caller free(self, unsigned long me)
+    cdef Caller drawing(self)
     cdef int grow(self) except -1

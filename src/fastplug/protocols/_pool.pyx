@@ -84,7 +84,7 @@ cdef class Pool(Turnstile):
             caller = self.free(me)
             if caller is None or self.spread and caller.owner != me and caller.pending:
                 self.grow()
-                caller = self.free(me)      # over sockets the new one is there at once
+                caller = self.free(me) or self.drawing()    # over sockets the new one is there at once
             if caller is not None:
                 if not self.spread or caller.owner == me or not caller.under_way() or not self.opening or fp_now_ns() >= patience:
                     return caller
@@ -103,6 +103,15 @@ cdef class Pool(Turnstile):
                 if best is None or count < least:
                     best, least = caller, count
         return best
+
+    cdef Caller drawing(self):
+        """When there will be no more lanes: one whose holder waits for items of an event loop, which may be this thread's. It lets go when asked."""
+        cdef Caller caller
+        if len(self.callers) >= self.limit:
+            for caller in self.callers:
+                if caller.drawing:
+                    return caller
+        return None
 
     cdef int grow(self) except -1:
         """Asks for one more lane, unless one has been asked for."""

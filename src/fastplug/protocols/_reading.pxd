@@ -20,6 +20,8 @@ cdef class Reading(Turn):
     cdef int settle(self, FrameHeader* header, Pending call) except -1
     cdef int run_asked(self) except -1
     cdef int pump(self, Pending call, int64_t until) except -1
+    cdef bint drawing                   # an event loop makes items for a call here: a task that queues for the link may hold that loop up
+    cdef bint has_item(self, Pending call) except -1
     cdef int feed_one(self, Pending call) except -1
     cdef int send_fed(self, Pending call, object value) except -1
     cdef int end_feed(self, Pending call, object error) except -1

@@ -18,6 +18,7 @@ from fastplug.protocols._turn cimport ANSWERED, FAILED, PENDING, Pending, Turn
 
 from fastplug._wire_words import Unbuilt
 from fastplug.errors import Cancelled, DeadlineExceeded, RemoteError, RemoteProtocolError, seen_by_handler
+from fastplug.protocols._drawn import Drawn
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
@@ -60,8 +61,9 @@ cdef class Reading(Turn):
                 if call.feed.done:
                     self.stop_feed(call)
                 elif call.feed.may_send() and not self.link.has_frame() and (not call.until or fp_now_ns() < call.until):
-                    self.feed_one(call)
-                    continue
+                    if self.has_item(call):
+                        self.feed_one(call)
+                        continue
             if call.items is not None:
                 self.credit(call.number, call.items.grant())
             if not self.link.receive(&header, self.dec, until):
@@ -75,7 +77,7 @@ cdef class Reading(Turn):
         return 1
 
     cdef bint called_back(self, unsigned long thread) noexcept:
-        return thread == self.registry.thread
+        return thread == self.registry.thread or self.drawing
 
     cdef int make_room(self, int64_t until) except -1:
         cdef FrameHeader header
@@ -90,6 +92,14 @@ cdef class Reading(Turn):
         return 0
 
     # -- the stream that a call takes
+
+    cdef bint has_item(self, Pending call) except -1:
+        """Not so while the caller's event loop makes it: the link is stirred then."""
+        if not isinstance(call.feed.iterator, Drawn):
+            return True
+        self.drawing = True
+        self.link.await_stirs()
+        return call.feed.iterator.prepare(self.link.stir)
 
     cdef int feed_one(self, Pending call) except -1:
         self.inside += 1

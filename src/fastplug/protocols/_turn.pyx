@@ -158,7 +158,7 @@ cdef class Turn(Session):
             PyErr_CheckSignals()
 
     cdef bint called_back(self, unsigned long thread) noexcept:
-        """Whether callbacks that no call waits for run on this thread."""
+        """Whether who holds the link may need this thread: callbacks that no call waits for run on it, or a loop that makes items."""
         return False
 
     cdef void _unlock(self) noexcept:

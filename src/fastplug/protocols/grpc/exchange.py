@@ -121,6 +121,8 @@ class Exchange:
         iterator, feed = self._iterator, self._feed
         if iterator is None or feed is None:
             return
+        if isinstance(iterator, Drawn) and not iterator.prepare(self._tell_wanted):
+            return
         try:
             request = self.codec.encode_item(next(iterator))
         except StopIteration:
@@ -138,6 +140,11 @@ class Exchange:
                 self.cancel()
         else:
             feed.put(request)
+
+    def _tell_wanted(self) -> bool:
+        """The item is there. A queue never misses it."""
+        self.events.put(_WANTED)
+        return False
 
     def taken(self) -> None:
         """The reader has taken a response: there is room for another."""

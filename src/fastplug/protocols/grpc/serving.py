@@ -210,7 +210,7 @@ class _Call:
         """The stream that the handler returned, an item at a time: the next one when the engine has room for it."""
         try:
             while True:
-                if self._input is not None:
+                if self._input is not None and not self._asynchronous:  # its generator would hold a worker up; a task takes items by itself
                     self._input.await_item()
                 item = self._on_worker(self._step)
                 if item is _END:
