@@ -8,12 +8,11 @@ import hashlib
 import random
 import select
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.growing import growing_s
-from tests.unit.relay_ends import WAIT_S, end, exactly, mux_pair, read_all, trusting_sides
+from tests.unit.relay_ends import WAIT_S, end, exactly, mux_pair, read_all
 
 from fastplug.config import Tls
 from fastplug.errors import Closed, DeadlineExceeded
@@ -21,19 +20,6 @@ from fastplug.net.relay import MuxSession, Relay
 from fastplug.net.relay_loop import HELD_BYTES_MAX
 from fastplug.net.relay_mux import STREAMS_MAX
 from fastplug.yamux.frames import Flag, FrameType, header
-
-
-@pytest.fixture(scope="module")
-def relay() -> Iterator[Relay]:
-    made = Relay()
-    hold = made.hold()
-    yield made
-    hold.release()
-
-
-@pytest.fixture(scope="module")
-def sides() -> tuple[Tls, Tls]:
-    return trusting_sides()
 
 
 @pytest.mark.parametrize("secure", [False, True])

@@ -73,6 +73,8 @@ class Relaying:
                 mux.close("the owner of the connection ended")
             for joint in list(self._joints.values()):
                 joint.close("the owner of the connection ended")
+            for lingering in [one for one in self.loop.timed if isinstance(one, SocketOuter)]:
+                lingering.close()
             self._control.close()
 
     def _broken(self, part: object, error: Exception) -> None:
