@@ -108,6 +108,9 @@ cdef class Link:
     cdef int send_encoded(self, FrameHeader* header, Encoder enc, int64_t until_ns) except -1
     # Waits for the next frame: 1 with the header filled in and the payload copied to `dec`, 0 when the time is up.
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1
+    # An event loop is about to sleep on descriptor(): True when there is something to receive already. Until disarm() the peer makes it readable.
+    cdef bint arm(self) noexcept
+    cdef void disarm(self) noexcept
     # The frame received last has been decoded: whoever sent it may let go of the blocks that it names.
     cdef int consumed(self) except -1
 

@@ -346,6 +346,20 @@ cdef class Link:
     cdef int consumed(self) except -1:
         return 0
 
+    cdef bint arm(self) noexcept:
+        return False
+
+    cdef void disarm(self) noexcept:
+        pass
+
+    def descriptor(self):
+        """What an event loop can watch for frames; whoever asks closes it. -1: a thread has to wait for them. Raises OSError."""
+        return -1
+
+    def heard(self):
+        """The descriptor was readable. False: it has been so for nothing too often, and is not to be watched any more."""
+        return True
+
     def await_stirs(self):
         """Whoever receives: before it does, if somebody will stir it. Idempotent."""
 

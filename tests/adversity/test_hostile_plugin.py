@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from tests.adversity.processes import WATCHDOG_S
 from tests.adversity.running import Running, plugin_environment, started
 from tests.plugins.faults_api import Faults
-from tests.plugins.hostile_plugin import CONTROLS, HARMLESS, HELLOS, KEEPS, REPLIES, SEGMENTS
+from tests.plugins.hostile_plugin import CONTROLS, HARMLESS, HELLOS, KEEPS, NEVER_WRITES, REPLIES, SEGMENTS, WRITES_FOR_EVER
 
 import fastplug
 
@@ -79,3 +81,16 @@ def test_who_gives_no_array_back_uses_up_the_arena_and_no_more(fault_row: FaultR
         with started("shm", arena=arena) as next_one:  # what the one that is gone had is free
             assert next_one.dispense(Faults).plus_one(np.zeros(1 << 17)).sum() == 1 << 17
         assert arena.stats()["blocks_lent"] == 0
+
+
+@pytest.mark.parametrize("how", [NEVER_WRITES, WRITES_FOR_EVER])
+def test_lies_with_the_eventfd(how: str) -> None:
+    """An awaited call ends all the same: the loop looks by itself, and does not listen to what is written for nothing."""
+
+    async def main(faults: Faults) -> list[float]:
+        return [float((await fastplug.submit(faults.plus_one, np.zeros(10)))[0]) for _ in range(5)]
+
+    with start(how) as client:
+        assert Running(lambda: asyncio.run(main(client.dispense(Faults)))).result() == [0.0] * 5
+        reads = any(thread.name == "fastplug reader" for thread in threading.enumerate())
+        assert reads == (how == WRITES_FOR_EVER), "a thread waits once the eventfd is not believed"

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 from tests.plugins.hostile import ARENA_BYTES, FAST_VERSION, HEADER, RING_BYTES, SEALS, TABLE_SLOTS, Peer, array_value, memfd, regular_file
 
-__all__ = ["CONTROLS", "HARMLESS", "HELLOS", "KEEPS", "REPLIES", "SEGMENTS"]
+__all__ = ["CONTROLS", "HARMLESS", "HELLOS", "KEEPS", "NEVER_WRITES", "REPLIES", "SEGMENTS", "WRITES_FOR_EVER"]
 
 Breaks = Callable[[Peer], None]
 U64 = (1 << 64) - 1
+# How long the host may take to hear of one write; later than that it does not listen. And how late an answer is that its loop waits for.
+HEARD_S = 5.0
+LATE_S = 0.005
 
 # What it answers to plus_one(): keyword arguments of Peer.publish over a correct reply.
 REPLIES: dict[str, dict[str, Any]] = {
@@ -120,6 +125,10 @@ HELLOS: dict[str, Breaks] = {
     "HELLO: no descriptors": lambda peer: peer.send(1, peer.hello()),
     "HELLO: two descriptors": lambda peer: peer.send(1, peer.hello(), _fds(peer)[:2]),
     "HELLO: eight descriptors": lambda peer: peer.send(1, peer.hello(), [*_fds(peer), *_fds(peer), peer.lane_fd, peer.lane_fd]),
+    "HELLO: four descriptors": lambda peer: peer.send(1, peer.hello(), [*_fds(peer), os.eventfd(0)]),
+    "HELLO: an eventfd that is a pipe": lambda peer: peer.send(1, peer.hello(eventfd=True), [*_fds(peer), os.pipe()[0]]),
+    "HELLO: an eventfd that is a socket": lambda peer: peer.send(1, peer.hello(eventfd=True), [*_fds(peer), peer.control.fileno()]),
+    "HELLO: an eventfd that is a segment": lambda peer: peer.send(1, peer.hello(eventfd=True), [*_fds(peer), peer.lane_fd]),
     "HELLO: another message first": lambda peer: peer.send(6, {"n": 1}),
     "HELLO: another version": lambda peer: peer.send(1, peer.hello(fast=9), _fds(peer)),
     "HELLO: another transport": lambda peer: peer.send(1, peer.hello(transport="socket"), _fds(peer)),
@@ -199,6 +208,35 @@ def _keep(peer: Peer) -> None:
 
 # Breaks no rule, and is no friend.
 KEEPS = "keeps every array"
+# What it does with the eventfd that its host's event loops watch.
+NEVER_WRITES = "never writes its eventfd"
+WRITES_FOR_EVER = "writes its eventfd for nothing"
+WRITES = 100
+
+
+def _write(eventfd: int) -> None:
+    """Again and again, as soon as the host has heard it, until the host does not listen any more."""
+    os.set_blocking(eventfd, True)  # the host shares this, and must not be kept by it
+    poller = select.poll()
+    for _ in range(WRITES):
+        os.eventfd_write(eventfd, 1)
+        until = time.monotonic() + HEARD_S
+        poller.register(eventfd, select.POLLIN)
+        while poller.poll(0):
+            if time.monotonic() > until:
+                return
+            os.sched_yield()
+
+
+def _write_and_answer(peer: Peer, eventfd: int, how: str) -> None:
+    while True:
+        request = HEADER.unpack(peer.next_frame()[: HEADER.size])
+        if how == WRITES_FOR_EVER:
+            _write(eventfd)
+        until = time.monotonic() + LATE_S
+        while time.monotonic() < until:  # longer than the host polls
+            os.sched_yield()
+        peer.publish(array_value(form=0, shape=(1,), n=8, data=bytes(8)), call=request[3], method=request[5], blocks=0)
 
 
 def _fds(peer: Peer) -> list[int]:
@@ -240,6 +278,10 @@ def main(how: str) -> None:
         SEGMENTS[how](peer)
     if how in HELLOS:
         HELLOS[how](peer)
+    elif how in (NEVER_WRITES, WRITES_FOR_EVER):
+        eventfd = os.eventfd(0, os.EFD_NONBLOCK)
+        peer.send(1, peer.hello(interfaces=interfaces, eventfd=True), [*_fds(peer), eventfd])
+        _write_and_answer(peer, eventfd, how)
     else:
         peer.send(1, peer.hello(interfaces=interfaces), _fds(peer))
     if how == KEEPS:

@@ -178,7 +178,7 @@ def test_descriptors_that_this_process_has_no_room_for(ends: tuple[Control, Cont
         HEAD.pack(2**32 - 1, 99, 0),
         HEAD.pack(2, Message.PING, FDS_MAX + 1) + b"{}",
         HEAD.pack(2, Message.PING, 1) + b"{}",
-        HEAD.pack(2, Message.HELLO, 4) + b"{}",
+        HEAD.pack(2, Message.HELLO, 5) + b"{}",
         packed(Message.PING, b"{"),
         packed(Message.PING, b"[]"),
         packed(Message.PING, b"7"),

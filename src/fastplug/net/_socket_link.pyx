@@ -39,12 +39,18 @@ cdef extern from "<sys/time.h>" nogil:
         long tv_sec
         long tv_usec
 
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
         int fd
         short events
         short revents
     int c_poll "poll"(pollfd* fds, unsigned long count, int timeout_ms)
+    int ppoll(pollfd* fds, unsigned long count, const timespec* timeout, const void* signals)
     enum: POLLIN, POLLOUT
 
 # Longest single sleep. A signal ends one early on the main thread, where Python handles it, so this is for signals that came just before.
@@ -324,11 +330,11 @@ cdef class SocketLink(Link):
     cdef bint _was_stirred(self, int64_t wait_ns) except -1:
         """Waits until something can be received, or somebody stirs: whether it was that."""
         cdef pollfd both[2]
-        cdef int wait_ms = <int>(min(wait_ns, _SLICE_NS) // 1_000_000 + 1)
+        cdef timespec wait = [0, min(wait_ns, _SLICE_NS)]       # not in ms: an awaited call is waited for some us, with its loop standing
         both[0].fd, both[0].events = self.fd, POLLIN
         both[1].fd, both[1].events, both[1].revents = self.bell, POLLIN, 0      # poll passes over a negative one
         with nogil:
-            c_poll(both, 2, wait_ms)
+            ppoll(both, 2, &wait, NULL)
         if not both[1].revents:
             return False
         os.eventfd_read(self.bell)
@@ -356,6 +362,14 @@ cdef class SocketLink(Link):
         with nogil:
             c_poll(&one, 1, wait_ms)
         return events if one.revents & ~events else one.revents
+
+    # -- event loops that wait
+
+    def descriptor(self) -> int:
+        return os.dup(self.fd) if self.fd >= 0 else -1
+
+    cdef bint arm(self) noexcept:
+        return bool(self.backlog) or self._whole()      # of what lies in the kernel the loop hears
 
     # -- the end
 

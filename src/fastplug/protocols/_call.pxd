@@ -33,6 +33,7 @@ cdef class Caller(Reading):
     cdef uint64_t begin(self, Bound method, tuple args, dict kwargs, int64_t until, int flags) except 0
     cdef int wait(self, Pending call, int64_t until) except -1
     cdef int watch(self, Pending call, object function) except -1
+    cdef int read_some(self, int64_t until, int frames) except -1
     cdef object plain(self, Bound method, tuple args, dict kwargs, int64_t until, uint64_t* under_way)
     cdef Pending made_pending(self, Bound method, uint64_t number, int64_t until)
     cdef object shared(self, Pending call, int64_t until, uint64_t* under_way)

@@ -50,6 +50,7 @@ cdef long long RELEASE_US = 1_000_000
 cdef int64_t READ_SLICE_NS = 1_000_000
 # Time for those who queue to take the link before the reader does again.
 YIELD_S = 50e-6
+cdef int READ_FRAMES = 64       # that a loop takes before it has a look at its other affairs
 # To start a thread takes 50 us: it stays for the next awaited call.
 READER_IDLE_S = 0.5
 
@@ -110,6 +111,10 @@ cdef class Caller(Reading):
             status = PyThread_acquire_lock_timed(self.lock, RELEASE_US, 0)
         if status == PY_LOCK_ACQUIRED:
             self.fail_all(self._refused())
+            for reference in list(self.watches):
+                watch = reference()
+                if watch is not None:
+                    watch.end()
             self.references.caller = None
             self.link = None
             self.port = None
@@ -419,24 +424,49 @@ cdef class Caller(Reading):
                 return
 
     def read_slice(self) -> None:
-        cdef FrameHeader header
         cdef PyLockStatus status
         with nogil:
             status = PyThread_acquire_lock_timed(self.lock, READ_SLICE_NS // 1000, 0)
         if status != PY_LOCK_ACQUIRED:
             return
-        self.owner = PyThread_get_thread_ident()
+        self.took(PyThread_get_thread_ident())
+        try:
+            self.read_some(fp_now_ns() + READ_SLICE_NS, 1)
+        finally:
+            self._unlock()
+
+    cdef int read_some(self, int64_t until, int frames) except -1:
+        """Reads so many frames at most, for whichever calls they are. What goes wrong is their outcome."""
+        cdef FrameHeader header
         try:
             if self.refusal is not None:
-                self.fail_all(self._refused())
-            elif self.link.receive(&header, self.dec, fp_now_ns() + READ_SLICE_NS):
+                return self.fail_all(self._refused())
+            while frames and self.link.receive(&header, self.dec, until):
+                frames -= 1
                 self.dispatch(&header)
                 if self.asked:
                     self.run_asked()
         except Exception as error:
             self.fail_all(self.failure(error, None))
-        finally:
-            self._unlock()
+        return 0
+
+    def read_ready(self) -> bool:
+        """Takes what has come, without waiting. False: another thread has the link; it nudges those who were barred when it lets go."""
+        cdef unsigned long me = PyThread_get_thread_ident()
+        if not self.at_home():
+            return False
+        if self.owner == me:
+            self.read_some(1, READ_FRAMES)      # 1: a time in the past
+            self.nudge(self.stand_guard())
+        elif PyThread_acquire_lock(self.lock, 0):
+            self.took(me)
+            try:
+                self.read_some(1, READ_FRAMES)
+            finally:
+                self._unlock()
+        else:
+            return False
+        return True
 
     def run_finished(self) -> None:
         """Calls back for every watched call that is done."""
@@ -455,7 +485,7 @@ cdef class Caller(Reading):
         cdef FrameHeader header
         if not self.at_home() or self.refusal is not None or not PyThread_acquire_lock(self.lock, 0):
             return
-        self.owner = PyThread_get_thread_ident()
+        self.took(PyThread_get_thread_ident())
         try:
             if self.refusal is not None:
                 return              # closed while this waited: there is no link any more

@@ -168,7 +168,7 @@ cdef class Reading(Turn):
     cdef int grant(self, Pending call) except -1:
         """The consumer has taken items: tells the plugin, unless somebody else has the link; then before the next wait."""
         if self.at_home() and PyThread_acquire_lock(self.lock, 0):      # not a forked child, on its parent's socket
-            self.owner = PyThread_get_thread_ident()
+            self.took(PyThread_get_thread_ident())
             try:
                 if self.refusal is None and call.state == PENDING:
                     self.credit(call.number, call.items.grant())

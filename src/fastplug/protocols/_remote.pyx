@@ -153,10 +153,26 @@ cdef class Call(Pending):
 
     def __await__(self):
         if not self.look(fp_now_ns() + _POLL_NS):
-            yield from awaited(self)
+            from fastplug.protocols._loops import awaited       # here and not above: it takes asyncio, whose import takes 40 ms
+
+            yield from awaited(self, None if self.fed else self.caller)
             if self.state == PENDING:
                 self.expire()
         return self.outcome()
+
+    def tell(self, function):
+        """``function()`` at once when there is an outcome, on whichever thread finds it, which has the link then. False: there is one already."""
+        if self.state != PENDING:
+            return False
+        if self.tellers is None:
+            self.tellers = []
+        self.tellers.append(function)
+        return True
+
+    def tell_no_more(self, function):
+        """Takes that back, if it has not been called."""
+        if self.tellers is not None and function in self.tellers:
+            self.tellers.remove(function)
 
     @property
     def until_s(self):
@@ -195,36 +211,6 @@ cdef class Call(Pending):
     def expire(self):
         """Its deadline is over."""
         self.end(DeadlineExceeded(f"{self.codec.qualified}() had no answer before the deadline; a late one will be dropped"))
-
-
-def awaited(call):
-    """Suspends the task until the call is done, or its deadline is over. Cancelling the task cancels the call."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    future = loop.create_future()
-
-    def wake() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    def tell(_call) -> None:
-        try:
-            loop.call_soon_threadsafe(wake)
-        except RuntimeError:
-            pass                        # the loop is closed: nobody waits
-
-    until_s = call.until_s
-    timer = None if until_s is None else loop.call_at(loop.time() + until_s, wake)
-    call.add_done_callback(tell)
-    try:
-        yield from future
-    except asyncio.CancelledError:
-        call.cancel()
-        raise
-    finally:
-        if timer is not None:
-            timer.cancel()
 
 
 cdef Call fed_call(Remote method, tuple args, dict kwargs):

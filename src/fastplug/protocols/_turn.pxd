@@ -28,6 +28,7 @@ cdef class Pending:
     cdef list passed                    # numbers of the callbacks that it brought
     cdef object waiter                  # a lock on which a thread sleeps while another one reads the lane
     cdef list callbacks                 # done-callbacks
+    cdef list tellers                   # of the tasks that await it: run at once, by whoever took the answer
     cdef bint greedy                    # takes whatever has come, not only what it waits for
     cdef object __weakref__
     cdef bint ready(self) noexcept
@@ -61,11 +62,17 @@ cdef class Turn(Session):
     cdef list waiting                   # Pendings whose threads want to read the link
     cdef list later                     # (kind, number): what could not be sent at once
     cdef list finished                  # Pendings with done-callbacks to run
+    cdef public list watches            # weak references to _loops.Watches: event loops that wait for frames here
+    cdef readonly Py_ssize_t awaited     # calls that they wait for
+    cdef bint armed                     # the link makes their descriptors readable
     cdef object refusal                 # an error class and text once the link cannot be used any more
     cdef int owner_pid
     cdef public bint signals            # the peer knows CLOSE and CANCEL (version 2)
     cdef bint called_back(self, unsigned long thread) noexcept
     cdef int _lock(self, int64_t until, str what) except -1
+    cdef void took(self, unsigned long me) noexcept     # this thread has the lock
+    cdef bint stand_guard(self) noexcept
+    cdef int nudge(self, bint all) except -1
     cdef void _unlock(self) noexcept
     cdef int lead(self, Pending call, int64_t until) except -1
     cdef Py_ssize_t under_way(self) noexcept

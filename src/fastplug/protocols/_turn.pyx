@@ -43,6 +43,10 @@ cdef class Pending:
             self.waiter.release()
         if self.callbacks is not None:
             self.caller.finished.append(self)
+        if self.tellers is not None:
+            tellers, self.tellers = self.tellers, None
+            for tell in tellers:
+                tell()
         return 0
 
     cdef object outcome(self):
@@ -112,6 +116,7 @@ cdef class Turn(Session):
         self.waiting = []
         self.later = []
         self.finished = []
+        self.watches = []
         self.signals = True
 
     def close(self, error) -> None:
@@ -127,7 +132,7 @@ cdef class Turn(Session):
         cdef long long wait_us
         cdef unsigned long me = PyThread_get_thread_ident()
         if PyThread_acquire_lock(self.lock, 0):
-            self.owner = me
+            self.took(me)
             return 1
         if self.owner == me:
             if self.inside and not self.sending:
@@ -152,7 +157,7 @@ cdef class Turn(Session):
                 status = PyThread_acquire_lock_timed(self.lock, wait_us, 1)
             self.queued -= 1
             if status == PY_LOCK_ACQUIRED:
-                self.owner = me
+                self.took(me)
                 self.asked_for = False
                 return 1
             PyErr_CheckSignals()
@@ -161,14 +166,58 @@ cdef class Turn(Session):
         """Whether who holds the link may need this thread: callbacks that no call waits for run on it, or a loop that makes items."""
         return False
 
+    cdef void took(self, unsigned long me) noexcept:
+        self.owner = me
+        if self.armed:
+            self.armed = False
+            if self.link is not None:
+                self.link.disarm()      # this thread takes what comes
+
+    cdef bint stand_guard(self) noexcept:
+        """Loops wait, and nobody reads from now on: their descriptors will tell them. True: something has come already."""
+        if self.link is None:
+            return False
+        self.armed = True
+        return self.link.arm()
+
+    def wake_loops(self) -> None:
+        """Any thread: loops that wait look at the link, which has ended."""
+        self.nudge(True)
+
+    cdef int nudge(self, bint all) except -1:
+        """Loops that wait look for frames: those that were turned away while this thread had the link, or all."""
+        for reference in list(self.watches):
+            watch = reference()
+            if watch is not None and (all or watch.barred):
+                watch.nudge()
+        return 0
+
+    def settled(self, calls: int) -> None:
+        """So many calls fewer are awaited."""
+        self.awaited -= calls
+
+    def await_one(self) -> None:
+        """An event loop is about to wait for one more call: whoever has the link tells it, or the link itself when nobody has."""
+        self.awaited += 1
+        if self.owner == PyThread_get_thread_ident():       # it runs inside a callback of a call on this very link
+            self.nudge(self.stand_guard())
+        elif PyThread_acquire_lock(self.lock, 0):
+            self.took(PyThread_get_thread_ident())
+            self._unlock()
+
     cdef void _unlock(self) noexcept:
+        cdef bint more = False
         if self.later:
             try:
                 self.flush_later()
             except Exception:
                 pass                    # the link has ended: the next call says so
+        if self.awaited:
+            more = self.stand_guard()
         self.owner = 0
         PyThread_release_lock(self.lock)
+        if self.awaited:
+            self.nudge(more)
         if self.turnstile is not None and self.turnstile.waiters:
             self.turnstile.open()
         if self.waiting:
@@ -182,7 +231,7 @@ cdef class Turn(Session):
         cdef double wait_s
         if self.owner == me or PyThread_acquire_lock(self.lock, 0):
             if self.owner != me:
-                self.owner = me
+                self.took(me)
                 return 1
             return self._lock(until, call.codec.qualified)
         if call.waiter is None:
@@ -191,7 +240,7 @@ cdef class Turn(Session):
         self.waiting.append(call)
         try:
             if PyThread_acquire_lock(self.lock, 0):
-                self.owner = me
+                self.took(me)
                 return 1
             if call.ready():
                 return -2
@@ -232,7 +281,7 @@ cdef class Turn(Session):
         """Tells the plugin now if the link is free, else whoever has it does when it lets go."""
         self.later.append((kind, number))
         if self.owner != PyThread_get_thread_ident() and PyThread_acquire_lock(self.lock, 0):
-            self.owner = PyThread_get_thread_ident()
+            self.took(PyThread_get_thread_ident())
             self._unlock()
         return 0
 

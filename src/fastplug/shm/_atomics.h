@@ -10,6 +10,9 @@
  * rung after a store of any of the peer's tails, but only while the sleeper's `waiting_doorbell` is up: same pattern, the flag is just common to
  * all lanes. Several of the peer's threads may ring at once, so ringing is an addition.
  *
+ * An event loop cannot sleep on a futex: it watches an eventfd, and arms the lane while nobody reads it. That is another bit of `waiting_data`,
+ * since the publisher has that word anyway. Threads of the waiter's side set and clear the two bits at the same time, so these are additions too.
+ *
  * With release/acquire alone both loads may see the old values, and the wake-up is lost. The futex word is the low half of
  * a 64-bit position (little-endian): a wait is lost only if exactly 2^32 bytes are published between check and wait.
  *
@@ -67,6 +70,10 @@ typedef struct {
     char pad6[124];
 } fp_lane;
 
+/* The bits of waiting_data. */
+#define FP_ASLEEP 1u /* a thread sleeps on the peer's tail */
+#define FP_ARMED 2u  /* an event loop sleeps on the eventfd that the peer writes */
+
 static inline int64_t fp_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -110,12 +117,22 @@ static inline void fp_futex_wake(const uint64_t *word) {
 /* SYNC POINT DATA and SPACE, reading side. */
 static inline uint64_t fp_load_position(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 
+/* What the peer said in `waiting_data`; other bits mean nothing. A full eventfd is one that is not read: it has been written. */
+static inline void fp_wake_reader(const uint64_t *tail, uint32_t waiting, int eventfd) {
+    const uint64_t one = 1;
+    if (waiting & FP_ASLEEP)
+        fp_futex_wake(tail);
+    if (waiting & FP_ARMED && eventfd >= 0 && write(eventfd, &one, sizeof one) < 0)
+        return;
+}
+
 /* SYNC POINT DATA, writing side: everything written to the ring before is visible to whoever sees `tail`. */
-static inline void fp_publish_tail(fp_lane *mine, const fp_lane *theirs, uint64_t tail) {
+static inline void fp_publish_tail(fp_lane *mine, const fp_lane *theirs, uint64_t tail, int eventfd) {
     __atomic_store_n(&mine->cpu, fp_cpu(), __ATOMIC_RELAXED);
     __atomic_store_n(&mine->tail, tail, FP_PUBLISH_ORDER);
-    if (__atomic_load_n(&theirs->waiting_data, __ATOMIC_SEQ_CST))
-        fp_futex_wake(&mine->tail);
+    uint32_t waiting = __atomic_load_n(&theirs->waiting_data, __ATOMIC_SEQ_CST);
+    if (waiting)
+        fp_wake_reader(&mine->tail, waiting, eventfd);
 }
 
 /* SYNC POINT BELL, ringing side: after fp_publish_tail, on the first lane's two segments. */
@@ -159,11 +176,18 @@ static inline int fp_spin(const uint64_t *word, uint64_t seen, int64_t budget_ns
 
 /* One sleep of the waiter's half of Dekker's pattern. `flag` is in our own segment, `word` in the peer's. `gone` is host-private. */
 static inline void fp_sleep(uint32_t *flag, const uint64_t *word, uint64_t seen, int64_t timeout_ns, const int32_t *gone) {
-    __atomic_store_n(flag, 1, __ATOMIC_SEQ_CST);
+    __atomic_fetch_or(flag, FP_ASLEEP, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(word, __ATOMIC_SEQ_CST) == seen && !__atomic_load_n(gone, __ATOMIC_SEQ_CST))
         fp_futex_wait(word, seen, timeout_ns);
-    __atomic_store_n(flag, 0, __ATOMIC_RELAXED);
+    __atomic_fetch_and(flag, ~FP_ASLEEP, __ATOMIC_RELAXED);
 }
+
+/* The same for who sleeps on the eventfd: true when there is nothing to sleep for, since *word differs from `seen` already. */
+static inline int fp_arm(uint32_t *flag, const uint64_t *word, uint64_t seen) {
+    __atomic_fetch_or(flag, FP_ARMED, __ATOMIC_SEQ_CST);
+    return __atomic_load_n(word, __ATOMIC_SEQ_CST) != seen;
+}
+static inline void fp_disarm(uint32_t *flag) { __atomic_fetch_and(flag, ~FP_ARMED, __ATOMIC_RELAXED); }
 
 /* Several lanes at once: `words` are the tails of the peer's lanes, `seen` what was taken out of each. */
 static inline int fp_any_moved(const uint64_t *const *words, const uint64_t *seen, int count, int order) {

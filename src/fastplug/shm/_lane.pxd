@@ -50,6 +50,9 @@ cdef class Lane(Link):
     cdef list unsent_holds              # of the frame that is being encoded; None when there are none
     cdef readonly uint64_t spins        # counters for stats(): waits that ended while spinning, and that slept
     cdef readonly uint64_t sleeps
+    cdef object eventfd                 # that the peer writes for this side's event loops; None: it does not
+    cdef object peer_eventfd            # that this side writes for the peer's, and its descriptor or -1
+    cdef int peer_fd
     cdef int unpublished                # frames written since the last store of tail
 
     cdef int hold(self, object lease) except -1         # until the peer has consumed the frame sent next

@@ -5,6 +5,7 @@ fills the end of a ring when the next one would wrap. A commit is one store of `
 """
 
 import collections
+import os
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -15,19 +16,22 @@ from fastplug.shm._segment cimport Segment
 
 from fastplug.errors import DeadlineExceeded, LocalProtocolError, RemoteProtocolError
 from fastplug.shm._segment import Segment as SegmentType
+from fastplug.shm.eventfd import Eventfd
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
     int fp_online_cpus()
     void fp_futex_wake(const uint64_t*)
     uint64_t fp_load_position(const uint64_t*)
-    void fp_publish_tail(fp_lane*, const fp_lane*, uint64_t)
+    void fp_publish_tail(fp_lane*, const fp_lane*, uint64_t, int eventfd)
     void fp_ring_doorbell(fp_lane*, const fp_lane*)
     void fp_wake_doorbell(const fp_lane*)
     void fp_publish_head(fp_lane*, const fp_lane*, uint64_t)
     int fp_shares_cpu(const fp_lane*)
     int fp_spin(const uint64_t*, uint64_t, int64_t)
     void fp_sleep(uint32_t*, const uint64_t*, uint64_t, int64_t, const int32_t*)
+    int fp_arm(uint32_t*, const uint64_t*, uint64_t)
+    void fp_disarm(uint32_t*)
     uint32_t fp_load_flag(const uint32_t*)
     void fp_set_gone(int32_t*)
     int fp_is_gone(const int32_t*)
@@ -36,7 +40,7 @@ cdef extern from "_atomics.h" nogil:
     void fp_prefetch(const void*)
     void fp_prefetch_for_writing(const void*)
     void fp_point(const char*)
-    enum: FP_DEBUG
+    enum: FP_ASLEEP, FP_DEBUG
 
 MAGIC = b"FPLANE01"
 LAYOUT_VERSION = 1
@@ -63,6 +67,8 @@ BACKLOG_BYTES = 64 * 1024 * 1024
 
 # Frames that are published together at most: the gain of the next one is small, and the peer idles meanwhile (fast-transport, 2).
 cdef int LAZY_FRAMES = 16
+# A shorter sleep takes as long: the kernel's timers have 50 us of slack. Who has less time than that to wait comes back too early instead.
+cdef int64_t SLEEP_MIN_NS = 50_000
 # Whoever waits for space and cannot read what came (only its user can) looks this often whether that has changed.
 cdef int64_t STUCK_SLICE_NS = 5_000_000
 
@@ -132,6 +138,7 @@ cdef class Lane(Link):
         self.inline_limit = self.out_bytes // INLINE_FRACTION
         self.slice_ns = slice_ns
         self.may_spin = fp_online_cpus() > 1
+        self.peer_fd = -1
         self.backlog = collections.deque()
         self.holds = collections.deque()
 
@@ -177,7 +184,7 @@ cdef class Lane(Link):
 
     cdef void _publish(self) noexcept:
         self.unpublished = 0
-        fp_publish_tail(self.mine, self.theirs, self.tail)
+        fp_publish_tail(self.mine, self.theirs, self.tail, self.peer_fd)
         fp_ring_doorbell(self.mine_first, self.theirs_first)
         if FP_DEBUG:
             fp_point("frame published")
@@ -322,18 +329,23 @@ cdef class Lane(Link):
 
     cdef int _wait_data(self, int64_t until_ns) except -1:
         """Waits for the peer's tail to move: 1 (look again), 0 when the time is up. EOFError when the peer is gone."""
-        cdef int64_t left, now
+        cdef int64_t left = _SPIN_HOLDING_GIL_NS + _SPIN_NS
+        cdef int64_t holding
         cdef const uint64_t* word = &self.theirs.tail
         cdef bint spin = self.may_spin and not fp_shares_cpu(self.theirs)
         self.flush()
-        if until_ns and fp_now_ns() >= until_ns:
-            return 0
-        if spin and fp_spin(word, self.head, _SPIN_HOLDING_GIL_NS):
+        if until_ns:
+            left = min(left, until_ns - fp_now_ns())
+            if left <= 0:
+                return 0
+        holding = min(left, _SPIN_HOLDING_GIL_NS)
+        left -= holding
+        if spin and fp_spin(word, self.head, holding):
             self.spins += 1
             return 1
-        if spin:
+        if spin and left:
             with nogil:
-                spin = fp_spin(word, self.head, _SPIN_NS)
+                spin = fp_spin(word, self.head, left)
             if spin:
                 self.spins += 1
                 return 1
@@ -349,14 +361,41 @@ cdef class Lane(Link):
                 return 0
             left = self.slice_ns
             if until_ns:
-                now = fp_now_ns()
-                if now >= until_ns:
+                left = min(left, until_ns - fp_now_ns())
+                if left < SLEEP_MIN_NS:
                     return 0
-                left = min(left, until_ns - now)
             with nogil:
                 fp_sleep(&self.mine.waiting_data, word, self.head, left, &self.gone)
             PyErr_CheckSignals()
         return 1
+
+    # -- event loops that wait
+
+    def watch_by(self, mine: Eventfd | None, theirs: Eventfd | None) -> None:
+        """The peer writes ``mine`` for the event loops of this side, and this side ``theirs``."""
+        self.eventfd, self.peer_eventfd = mine, theirs
+        self.peer_fd = -1 if theirs is None else theirs.fd
+
+    def descriptor(self) -> int:
+        return -1 if self.eventfd is None else os.dup(self.eventfd.fd)
+
+    def heard(self) -> bool:
+        if self.eventfd is not None and not self.eventfd.heard(self.head, more=self.has_frame()):
+            self.eventfd = None
+        return self.eventfd is not None
+
+    def close(self) -> None:
+        """Gives up the eventfds; the memory belongs to the connection."""
+        self.watch_by(None, None)
+
+    cdef bint arm(self) noexcept:
+        if self.unpublished:
+            self._publish()
+        self.before_sleep()
+        return fp_arm(&self.mine.waiting_data, &self.theirs.tail, self.head) or self.backlog_bytes > 0 or fp_is_gone(&self.gone)
+
+    cdef void disarm(self) noexcept:
+        fp_disarm(&self.mine.waiting_data)
 
     # -- leases of frames under way
 
@@ -404,7 +443,7 @@ cdef class Lane(Link):
 
     def wake(self) -> bool:
         """Wakes a waiter once; True while one is (or may be) asleep. Flag and futex wait are not atomic, so it is called until False."""
-        cdef bint asleep = fp_load_flag(&self.mine.waiting_data) or fp_load_flag(&self.mine.waiting_space) or fp_load_flag(&self.mine.waiting_doorbell)
+        cdef bint asleep = fp_load_flag(&self.mine.waiting_data) & FP_ASLEEP or fp_load_flag(&self.mine.waiting_space) or fp_load_flag(&self.mine.waiting_doorbell)
         if asleep:
             fp_wake_doorbell(self.theirs)
             fp_futex_wake(&self.theirs.tail)

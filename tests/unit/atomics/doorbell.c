@@ -23,7 +23,7 @@ static void *call(void *which) {
     const fp_lane *theirs = &memory.plugin[me];
     for (uint64_t number = 1; number <= rounds; number++) {
         requests[me] = number * 7 + (uint64_t)me;
-        fp_publish_tail(mine, theirs, number * 64);
+        fp_publish_tail(mine, theirs, number * 64, -1);
         fp_ring_doorbell(&memory.host[0], &memory.plugin[0]);
         while (fp_load_position(&theirs->tail) != number * 64)
             if (!fp_spin(&theirs->tail, (number - 1) * 64, number % 3 ? 1000 : 0))
@@ -45,7 +45,7 @@ static void *serve(void *unused) {
             if (fp_load_position(words[i]) != seen[i]) {
                 answers[i] = requests[i] + 1;
                 seen[i] += 64;
-                fp_publish_tail(&memory.plugin[i], &memory.host[i], seen[i]);
+                fp_publish_tail(&memory.plugin[i], &memory.host[i], seen[i], -1);
                 left--;
                 found = 1;
             }

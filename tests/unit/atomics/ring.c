@@ -56,7 +56,7 @@ static void *write_all(void *unused) {
         memcpy(memory.ring + (tail & (RING_BYTES - 1)), &head, sizeof head);
         memcpy(memory.ring + (tail & (RING_BYTES - 1)) + sizeof head, payload, head.size);
         tail += need;
-        fp_publish_tail(&memory.writer, &memory.reader, tail);
+        fp_publish_tail(&memory.writer, &memory.reader, tail, -1);
     }
     return unused;
 }

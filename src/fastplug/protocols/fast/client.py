@@ -81,6 +81,7 @@ class FastClient:
                     shared=config.arena.memory() if config.arena is not None else None,
                     strict=config.strict_zero_copy,
                     slice_ns=SLICE_NS,
+                    loops=True,
                 )
                 more, fds = self._memory.hello()
                 self._control.send(Message.HELLO, body | more, fds)

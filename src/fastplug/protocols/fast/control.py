@@ -55,7 +55,7 @@ class Message(enum.IntEnum):
 
 # Descriptors that a message may carry; the others have none.
 _KNOWN = frozenset(Message)
-_FDS = {Message.HELLO: 3, Message.SEGMENT: 1, Message.TABLE: 1, Message.CALLBACKS: 1, Message.LANE: 1}
+_FDS = {Message.HELLO: 4, Message.SEGMENT: 1, Message.TABLE: 1, Message.CALLBACKS: 1, Message.LANE: 2}
 
 Body = dict[str, Any]
 Handler = Callable[[int, Body, list[int]], None]

@@ -135,6 +135,7 @@ class HostLanes:
         if link is not None:
             link.peer_gone()
             wake_until_awake(link)
+            caller.wake_loops()
 
     def drain(self) -> None:
         """Drops late replies that have come meanwhile, where no call is under way."""
@@ -170,7 +171,7 @@ class HostLanes:
         self.peer_gone()
         for caller, link in zip(self.callers, links, strict=True):
             caller.release()
-            if isinstance(link, SocketLink):
+            if link is not None:
                 link.close()
 
 
@@ -225,6 +226,7 @@ class PluginLanes:
                 fds = []
                 self._add(lane, port)
                 answer["bytes"], own = mine.bytes, [mine.fd]
+                self._memory.add_eventfd(lane, answer, own)
         with contextlib.suppress(OSError):  # a host that has left meanwhile
             self._control.send(Message.LANE, answer, own)
 
@@ -268,7 +270,6 @@ class PluginLanes:
             self._group.close()
 
     def close(self) -> None:
-        """Gives the sockets back; the memory is the connection's."""
+        """Gives descriptors back; the memory is the connection's."""
         for link in self._links:
-            if isinstance(link, SocketLink):
-                link.close()
+            link.close()

@@ -8,7 +8,7 @@ import logging
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastplug.errors import ArenaExhausted, PluginError, RemoteProtocolError
@@ -20,6 +20,7 @@ from fastplug.shm._loans import TABLE_SLOTS, Ledger
 from fastplug.shm._port import ArenaPort
 from fastplug.shm._segment import MAX_SEGMENT_BYTES, Segment
 from fastplug.shm.budget import budget_bytes
+from fastplug.shm.eventfd import Eventfd
 from fastplug.shm.files import Naming
 
 __all__ = ["PeerLeft", "SharedMemory"]
@@ -57,6 +58,15 @@ def _attached(body: Body, fds: list[int], sizes: dict[str, int], arrays: str = "
         close_all(waiting)
 
 
+@contextlib.contextmanager
+def _closed_on_error(fds: list[int]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        close_all(fds)
+        raise
+
+
 class PeerLeft(PluginError, EOFError):
     """The peer went while memory was announced to it. An EOFError, as every other way to find that the peer is gone."""
 
@@ -71,10 +81,19 @@ class SharedMemory:
         shared: an arena that other connections lend from, too, instead of an own one.
         strict: CopyRequired instead of copies.
         slice_ns: longest sleep of a waiter.
+        loops: event loops of this side wait for frames (a host's do): it takes eventfds that the peer writes.
     """
 
     def __init__(
-        self, control: Control, peer: str, *, limit_bytes: int | None, strict: bool, slice_ns: int, shared: Arena | None = None
+        self,
+        control: Control,
+        peer: str,
+        *,
+        limit_bytes: int | None,
+        strict: bool,
+        slice_ns: int,
+        shared: Arena | None = None,
+        loops: bool = False,
     ) -> None:
         self.control = control
         self.peer = peer
@@ -82,6 +101,8 @@ class SharedMemory:
         self._shared = shared is not None
         self._strict = strict
         self._slice_ns = slice_ns
+        self._loops = loops
+        self._peer_loops = False
         self._lane_segment: Segment | None = _lane.create_segment()
         self.borrowed = Borrowed(peer, self._missing, self._more_slots, self._fetch)
         self._tables: list[Segment] = [self.borrowed.make_table()]
@@ -100,15 +121,42 @@ class SharedMemory:
         first = self.arena.first_segment()
         assert self._lane_segment is not None
         (table,) = self._tables
-        body = {"lane": self._lane_segment.bytes, "table": TABLE_SLOTS, "table_bytes": table.bytes, "segment": first.bytes}
+        body: Body = {"lane": self._lane_segment.bytes, "table": TABLE_SLOTS, "table_bytes": table.bytes, "segment": first.bytes}
+        if self._loops:
+            body["eventfd"] = True
         return body, [self._lane_segment.fd, table.fd, first.fd]
+
+    def add_eventfd(self, lane: _lane.Lane, body: Body, fds: list[int]) -> None:
+        """One that this side writes for the peer's event loops, if it has such; it goes with our half of the lane."""
+        if self._peer_loops:
+            with contextlib.suppress(OSError):  # no descriptor is left: a thread waits for the loops
+                made = Eventfd.create()
+                lane.watch_by(None, made)
+                body["eventfd"] = True
+                fds.append(made.fd)
+
+    def _take_eventfd(self, lane: _lane.Lane, body: Body, fds: list[int]) -> None:
+        if fds:
+            if len(fds) != 1 or not self._loops or body.get("eventfd") is not True:
+                close_all(fds)
+                raise RemoteProtocolError(f"{self.peer} sent {len(fds)} descriptors that belong to nothing")
+            lane.watch_by(Eventfd.accept(fds[0], self.peer), None)
 
     def accept(self, body: Body, fds: list[int]) -> None:
         """Maps what the peer's HELLO brought. Takes over ``fds``. Raises RemoteProtocolError, ArenaExhausted."""
         assert self._lane_segment is not None
-        if len(fds) != 3:
+        if len(fds) < 3:
             close_all(fds)
             raise RemoteProtocolError(f"{self.peer} sent HELLO with {len(fds)} descriptors instead of 3 (is a descriptor limit reached?)")
+        further = fds[3:]
+        with _closed_on_error(further):
+            self._map(body, fds[:3])
+        assert self.lane is not None
+        self._peer_loops = not self._loops and body.get("eventfd") is True
+        self._take_eventfd(self.lane, body, further)
+
+    def _map(self, body: Body, fds: list[int]) -> None:
+        assert self._lane_segment is not None
         lane_segment, table, first = _attached(
             body, fds, {"lane": 1 << 30, "table_bytes": 1 << 30, "segment": MAX_SEGMENT_BYTES}, "segment"
         )
@@ -122,11 +170,14 @@ class SharedMemory:
 
     def further_lane(self, mine: Segment, body: Body, fds: list[int]) -> tuple[_lane.Lane, ArenaPort]:
         """One more lane, with ``mine`` on this side and what LANE brought on the other. Takes over ``fds``. Raises as ``accept``."""
-        if self.ledger is None or len(fds) != 1:
+        if self.ledger is None or not fds:
             close_all(fds)
             raise RemoteProtocolError(f"{self.peer} sent LANE with {len(fds)} descriptors, or after the end")
-        (theirs,) = _attached(body, fds, {"bytes": 1 << 30})
-        lane = _lane.Lane(mine, theirs, self._slice_ns, self.lane)
+        further = fds[1:]
+        with _closed_on_error(further):
+            (theirs,) = _attached(body, fds[:1], {"bytes": 1 << 30})
+            lane = _lane.Lane(mine, theirs, self._slice_ns, self.lane)
+        self._take_eventfd(lane, body, further)
         port = ArenaPort(self.arena, self.ledger, self.borrowed, lane, self._strict)
         if self.port is not None:
             port.naming, port.opens_files = self.port.naming, self.port.opens_files

@@ -96,6 +96,7 @@ class FastServer:
             assert memory.lane is not None
             assert memory.port is not None
             more, own = memory.hello()
+            memory.add_eventfd(memory.lane, more, own)
             here = files.place()
             if here is not None:
                 more["files"] = here

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastplug.deadlines import remaining_s
 from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded, RpcError
-from fastplug.protocols._remote import POLL_NS, Call, awaited
+from fastplug.protocols._remote import POLL_NS, Call
 from fastplug.protocols.grpc.calls import take
 
 if TYPE_CHECKING:
@@ -189,6 +189,8 @@ class GrpcCall(Call[Any]):
 
     def __await__(self) -> Generator[Any, None, Any]:
         if not self._wait(POLL_NS / 1e9):
+            from fastplug.protocols._loops import awaited  # asyncio alone takes 40 ms
+
             yield from awaited(self)
             if not self.done():
                 self.expire()
