@@ -7,8 +7,9 @@ FASTPLUG_BUILD chooses the kind of build (default ``release``):
     trace     debug plus line tracing, for coverage (ci/trace-coverage)
     asan      debug under AddressSanitizer and UndefinedBehaviorSanitizer (ci/asan)
 
-Generated C (but for trace) and objects live in build/<kind>/<python>/: kinds do not mix, nor do Pythons, whose numpys differ. The shared
-objects in src/ are of one kind at a time; build/kind-<python> remembers which, and a change of kind removes the others first.
+Generated C (but for trace) lives in build/<kind>/c/, once for all Pythons; only what cimports numpy is of one Python, whose numpy
+brings the declarations, and lives with the objects in build/<kind>/<python>/. The shared objects in src/ are of one kind at a time;
+build/kind-<python> remembers which, and a change of kind removes the others first.
 """
 
 from __future__ import annotations
@@ -72,17 +73,16 @@ class Module(Extension):
 
     __hash__ = object.__hash__
 
+    @property
+    def with_numpy(self) -> bool:
+        return self.name.rpartition(".")[2].startswith("_ndarray")
+
 
 def extension(pyx: Path, kind: str) -> Module:
-    include_dirs = [str(SOURCES / "shm")]
-    if pyx.stem.startswith("_ndarray"):
-        import numpy as np
-
-        include_dirs.append(np.get_include())
-    return Module(
+    module = Module(
         ".".join(pyx.relative_to("src").with_suffix("").parts),
         [str(pyx)],
-        include_dirs=include_dirs,
+        include_dirs=[str(SOURCES / "shm")],
         define_macros=[
             *macros(kind),
             ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
@@ -92,31 +92,44 @@ def extension(pyx: Path, kind: str) -> Module:
         extra_link_args=SANITIZERS[:1] if kind == "asan" else [],
         depends=[str(header) for header in sorted(SOURCES.rglob("*.h"))],
     )
+    if module.with_numpy:
+        import numpy as np
+
+        module.include_dirs.append(np.get_include())
+    return module
 
 
 class BuildExtensions(build_ext):
     """Cythonizes when extensions are built, and only then; one broken .pyx does not keep the others from being built."""
 
     def finalize_options(self) -> None:
+        self.kind = chosen_kind()
+        own = f"build/{self.kind}/{sys.implementation.cache_tag}"
+        wanted = self.distribution.ext_modules or []
+        self.distribution.ext_modules = [
+            *self.translated([module for module in wanted if not module.with_numpy], f"build/{self.kind}/c"),
+            *self.translated([module for module in wanted if module.with_numpy], f"{own}/c"),
+        ]
+        self.broken = sorted({module.name for module in wanted} - {module.name for module in self.distribution.ext_modules})
+        super().finalize_options()
+        self.build_temp = own
+        if self.inplace:
+            self.build_lib = self.build_temp
+        self.parallel = self.parallel or JOBS
+
+    def translated(self, modules: list[Module], c_folder: str) -> list[Extension]:
+        """``modules`` with generated C for their sources; without those that are broken."""
         from Cython.Build import cythonize
 
-        self.kind = chosen_kind()
-        wanted = self.distribution.ext_modules or []
-        self.distribution.ext_modules = cythonize(
-            wanted,
+        return cythonize(
+            modules,
             # Cython's coverage plugin looks for the C source beside the .pyx and nowhere else.
-            build_dir=None if self.kind == "trace" else f"build/{self.kind}/{sys.implementation.cache_tag}/c",
+            build_dir=None if self.kind == "trace" else c_folder,
             compiler_directives=directives(self.kind),
             nthreads=JOBS,
             emit_linenums=self.kind != "release",
             exclude_failures=True,
         )
-        self.broken = sorted({module.name for module in wanted} - {module.name for module in self.distribution.ext_modules})
-        super().finalize_options()
-        self.build_temp = f"build/{self.kind}/{sys.implementation.cache_tag}"
-        if self.inplace:
-            self.build_lib = self.build_temp
-        self.parallel = self.parallel or JOBS
 
     def run(self) -> None:
         if self.inplace:

@@ -32,8 +32,24 @@ def told(error: fastplug.DeadlineExceeded) -> bool:
 def client(transport: str) -> Iterator[fastplug.Client]:
     with started(transport, ContextPlugin) as client:
         client.ping()  # gRPC connects with its first call
-        client.dispense(Contexts)  # its threads start here
+        call_back(client.dispense(Contexts))
         yield client
+
+
+def call_back(plugin: Contexts) -> None:
+    """What carries callbacks that call, while their host's thread waits, is there from the first one on."""
+
+    def tell() -> int:
+        plugin.add(1, 1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return 1
+
+    plugin.keep(tell)
+    with pytest.raises(KeyboardInterrupt):
+        plugin.ask_kept(False)
+    with fastplug.deadline(after_s=WATCHDOG_S):
+        while not plugin.seen():
+            pass
 
 
 @pytest.fixture
@@ -154,10 +170,9 @@ def test_a_call_that_is_answered_while_it_is_cancelled_is_cancelled(transport: s
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("how", ["cancel", "interrupt"])
 def test_a_handler_is_told_that_it_was_cancelled_while_another_ran_on_top_of_it(
-    start: Callable[..., fastplug.Client], gate: Gate, early: bool, how: str
+    plugin: Contexts, gate: Gate, early: bool, how: str
 ) -> None:
     """It waits for a callback that was kept; that makes a call, which the one worker runs on top."""
-    plugin: Contexts = start(ContextPlugin).dispense(Contexts)
     plugin.keep(lambda: plugin.stand(gate.path))
     if how == "cancel":
         call = fastplug.submit(plugin.ask_kept, early)
@@ -202,23 +217,21 @@ def test_the_stack_also_while_c_code_holds_the_gil(transport: str, gate: Gate) -
 
 
 @pytest.mark.transports("shm", "socket", "grpc")
-def test_a_stopped_process_has_no_stack_and_it_is_said(transport: str) -> None:
-    with started(transport, ContextPlugin) as client:
-        plugin = client.dispense(Contexts)
-        assert client.pid is not None
-        os.kill(client.pid, signal.SIGSTOP)
-        try:
-            for after_s in growing_s(SHORT_S):
-                with pytest.raises(fastplug.DeadlineExceeded) as caught, fastplug.deadline(after_s=after_s):
-                    plugin.add(1, 2)
-                if "nothing was sent" not in str(caught.value):
-                    break
-        finally:
-            os.kill(client.pid, signal.SIGCONT)
-        assert caught.value.plugin_stack == ""
-        assert "is stopped" in caught.value.no_stack
-        assert caught.value.no_stack in str(caught.value)
-        assert plugin.add(1, 2) == 3
+def test_a_stopped_process_has_no_stack_and_it_is_said(client: fastplug.Client, plugin: Contexts) -> None:
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGSTOP)
+    try:
+        for after_s in growing_s(SHORT_S):
+            with pytest.raises(fastplug.DeadlineExceeded) as caught, fastplug.deadline(after_s=after_s):
+                plugin.add(1, 2)
+            if "nothing was sent" not in str(caught.value):
+                break
+    finally:
+        os.kill(client.pid, signal.SIGCONT)
+    assert caught.value.plugin_stack == ""
+    assert "is stopped" in caught.value.no_stack
+    assert caught.value.no_stack in str(caught.value)
+    assert plugin.add(1, 2) == 3
 
 
 def test_outside_of_a_handler_there_is_no_context() -> None:

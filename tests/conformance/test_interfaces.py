@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.conformance.conftest import started
 from tests.plugins import rules_fresh, rules_odd, rules_old
 from tests.plugins.extra_api import Extra, OptionalHost
 from tests.plugins.rules_plugin import Both, FreshPlugin, Inherits, OddPlugin, OldPlugin, Wrong
@@ -13,6 +14,20 @@ from tests.plugins.rules_plugin import Both, FreshPlugin, Inherits, OddPlugin, O
 import fastplug
 
 Start = Callable[..., fastplug.Client]
+
+
+@pytest.fixture(scope="module")
+def old(transport: str) -> Iterator[fastplug.Client]:
+    with started(transport, OldPlugin) as client:
+        client.dispense(rules_old.Rules).scale(1.0)  # its threads start here
+        yield client
+
+
+@pytest.fixture(scope="module")
+def both(transport: str) -> Iterator[fastplug.Client]:
+    with started(transport, Both) as client:
+        client.dispense(rules_old.Rules).scale(1.0)  # its threads start here
+        yield client
 
 
 def test_an_old_host_uses_a_fresh_plugin(start: Start) -> None:
@@ -25,15 +40,14 @@ def test_an_old_host_uses_a_fresh_plugin(start: Start) -> None:
         rules.scale(1.0, 2.0, 3.0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
-def test_a_fresh_host_does_not_take_an_old_plugin(start: Start) -> None:
-    client = start(OldPlugin)
+def test_a_fresh_host_does_not_take_an_old_plugin(old: fastplug.Client) -> None:
     with pytest.raises(fastplug.InterfaceMismatch) as caught:
-        client.dispense(rules_fresh.Rules)
+        old.dispense(rules_fresh.Rules)
     error = caught.value
     assert isinstance(error, fastplug.HandshakeError)
     assert error.interface == "test.rules/1"
     assert "extra() -> str" in str(error)
-    assert client.dispense(rules_old.Rules).scale(2.0) == 4.0  # the plugin lives on
+    assert old.dispense(rules_old.Rules).scale(2.0) == 4.0  # the plugin lives on
 
 
 def test_a_method_that_differs_is_named_with_both_signatures(start: Start) -> None:
@@ -49,33 +63,30 @@ def test_a_method_that_differs_is_named_with_both_signatures(start: Start) -> No
     assert client.dispense(rules_odd.Rules).fit({"a": 1}) == 1
 
 
-def test_an_interface_that_is_not_there_is_named_with_those_that_are(start: Start) -> None:
-    client = start(OldPlugin)
+def test_an_interface_that_is_not_there_is_named_with_those_that_are(old: fastplug.Client) -> None:
     with pytest.raises(fastplug.InterfaceMismatch, match=r"test\.extra/2.*test\.rules/1") as caught:
-        client.dispense(Extra)
+        old.dispense(Extra)
     assert caught.value.method is None
 
 
-def test_several_interfaces_in_one_plugin(start: Start) -> None:
-    client = start(Both)
-    rules, extra = client.dispense(rules_old.Rules), client.dispense(Extra)
+def test_several_interfaces_in_one_plugin(both: fastplug.Client) -> None:
+    rules, extra = both.dispense(rules_old.Rules), both.dispense(Extra)
     assert (rules.scale(2.0), extra.name()) == (4.0, "both")
-    assert fastplug.client_of(rules) is fastplug.client_of(extra) is client
+    assert fastplug.client_of(rules) is fastplug.client_of(extra) is both
 
 
-def test_an_optional_method_may_be_absent_until_it_is_called(start: Start) -> None:
-    handle = start(Both).dispense(OptionalHost)
+def test_an_optional_method_may_be_absent_until_it_is_called(both: fastplug.Client) -> None:
+    handle = both.dispense(OptionalHost)
     assert handle.name() == "both"
     with pytest.raises(fastplug.InterfaceMismatch, match=r"size\(of: list\[int\], unit: str = \.\.\.\) -> int") as caught:
         handle.size([1])
     assert (caught.value.method, caught.value.got) == ("size", None)
 
 
-def test_what_is_no_interface_is_not_dispensed(start: Start) -> None:
-    client = start(Both)
+def test_what_is_no_interface_is_not_dispensed(both: fastplug.Client) -> None:
     for wrong in (int, object(), Both):
         with pytest.raises(fastplug.ConfigError):
-            client.dispense(wrong)  # type: ignore[arg-type]
+            both.dispense(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("plugin", [Inherits, Wrong])

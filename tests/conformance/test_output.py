@@ -7,13 +7,15 @@ import queue
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.conformance.conftest import EVENT_TIMEOUT_S
+from tests.conformance.conftest import EVENT_TIMEOUT_S, started
 from tests.plugins.probe_api import Probe
 from tests.plugins.probe_plugin import ProbePlugin
 
 import fastplug
 
 pytestmark = pytest.mark.transports("shm", "socket", "grpc")
+
+LOGGER = logging.getLogger("fastplug.plugin.ProbePlugin")
 
 
 class Heard(logging.Handler):
@@ -36,18 +38,27 @@ class Heard(logging.Handler):
 
 @pytest.fixture
 def heard() -> Iterator[Heard]:
-    handler, logger = Heard(), logging.getLogger("fastplug.plugin.ProbePlugin")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
+    handler, level = Heard(), LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.DEBUG)
     yield handler
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+    LOGGER.removeHandler(handler)
+    LOGGER.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def client(transport: str) -> Iterator[fastplug.Client]:
+    level = LOGGER.level
+    LOGGER.setLevel(logging.DEBUG)  # a plugin follows the level that it finds at its start
+    with started(transport, ProbePlugin) as client:
+        LOGGER.setLevel(level)
+        assert client.dispense(Probe).add(1) == 11.0  # its threads start here
+        yield client
 
 
 @pytest.fixture
-def probe(heard: Heard, start: Callable[..., fastplug.Client]) -> Probe:
-    return start(ProbePlugin).dispense(Probe)
+def probe(heard: Heard, client: fastplug.Client) -> Probe:
+    return client.dispense(Probe)
 
 
 def test_print_is_safe_and_arrives(heard: Heard, probe: Probe) -> None:
@@ -102,7 +113,7 @@ def test_long_and_odd_output_stops_nothing(heard: Heard, probe: Probe) -> None:
 
 
 def test_the_plugin_follows_the_level_of_the_host(start: Callable[..., fastplug.Client], heard: Heard) -> None:
-    logging.getLogger("fastplug.plugin.ProbePlugin").setLevel(logging.ERROR)
+    LOGGER.setLevel(logging.ERROR)
     probe = start(ProbePlugin).dispense(Probe)
     probe.logs(logging.WARNING, "not wanted")
     probe.logs(logging.ERROR, "wanted")

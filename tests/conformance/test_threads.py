@@ -6,12 +6,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.conformance.conftest import Gate
+from tests.conformance.conftest import Gate, started
 from tests.plugins.arrays_api import Arrays
 from tests.plugins.arrays_plugin import NumpyArrays
 from tests.plugins.probe_api import Note, Probe
@@ -24,9 +24,11 @@ CALLS = 60
 WATCHDOG_S = 60.0
 
 
-@pytest.fixture
-def client(start: Callable[..., fastplug.Client]) -> fastplug.Client:
-    return start(ProbePlugin)
+@pytest.fixture(scope="module")
+def client(transport: str) -> Iterator[fastplug.Client]:
+    with started(transport, ProbePlugin) as client:
+        assert client.dispense(Probe).add(1) == 11.0  # its threads start here
+        yield client
 
 
 @pytest.fixture
