@@ -7,9 +7,9 @@ FASTPLUG_BUILD chooses the kind of build (default ``release``):
     trace     debug plus line tracing, for coverage (ci/trace-coverage)
     asan      debug under AddressSanitizer and UndefinedBehaviorSanitizer (ci/asan)
 
-Generated C (but for trace) lives in build/<kind>/c/, once for all Pythons; only what cimports numpy is of one Python, whose numpy
-brings the declarations, and lives with the objects in build/<kind>/<python>/. The shared objects in src/ are of one kind at a time;
-build/kind-<python> remembers which, and a change of kind removes the others first.
+Generated C (but for trace) lives in build/<kind>/c/, once for all Pythons, and that of what cimports numpy, which brings its own
+declarations, in build/<kind>/numpy-<version>/c/; objects live in build/<kind>/<python>/. The shared objects in src/ are of one kind at a
+time; build/kind-<python> remembers which, and a change of kind removes the others first.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +105,14 @@ class BuildExtensions(build_ext):
 
     def finalize_options(self) -> None:
         self.kind = chosen_kind()
-        own = f"build/{self.kind}/{sys.implementation.cache_tag}"
         wanted = self.distribution.ext_modules or []
         self.distribution.ext_modules = [
-            *self.translated([module for module in wanted if not module.with_numpy], f"build/{self.kind}/c"),
-            *self.translated([module for module in wanted if module.with_numpy], f"{own}/c"),
+            *self.translated([module for module in wanted if not module.with_numpy], "c"),
+            *self.translated([module for module in wanted if module.with_numpy], f"numpy-{version('numpy')}/c"),
         ]
         self.broken = sorted({module.name for module in wanted} - {module.name for module in self.distribution.ext_modules})
         super().finalize_options()
-        self.build_temp = own
+        self.build_temp = f"build/{self.kind}/{sys.implementation.cache_tag}"
         if self.inplace:
             self.build_lib = self.build_temp
         self.parallel = self.parallel or JOBS
@@ -124,7 +124,7 @@ class BuildExtensions(build_ext):
         return cythonize(
             modules,
             # Cython's coverage plugin looks for the C source beside the .pyx and nowhere else.
-            build_dir=None if self.kind == "trace" else c_folder,
+            build_dir=None if self.kind == "trace" else f"build/{self.kind}/{c_folder}",
             compiler_directives=directives(self.kind),
             nthreads=JOBS,
             emit_linenums=self.kind != "release",
