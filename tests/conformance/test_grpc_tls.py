@@ -113,7 +113,7 @@ def test_a_plugin_with_another_key_than_it_showed(tmp_path: Path) -> None:
         tmp_path,
         """
         import dataclasses
-        import fastplug, fastplug.certificates, fastplug.server
+        import fastplug, fastplug.certificates
         from fastplug.net.tls import one_time_identity
         from tests.plugins.sums_plugin import PlainSums
 
@@ -124,7 +124,7 @@ def test_a_plugin_with_another_key_than_it_showed(tmp_path: Path) -> None:
             other = one_time_identity()
             return dataclasses.replace(tls, certificate_pem=other.certificate_pem, key_pem=other.key_pem), cert
 
-        fastplug.server.plugin_tls = wrong
+        fastplug.certificates.plugin_tls = wrong  # imported when it is needed
         fastplug.serve(PlainSums())
         """,
     )
