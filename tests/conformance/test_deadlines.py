@@ -131,7 +131,7 @@ def test_a_wrong_argument_is_told_before_a_deadline_that_is_over(probe: Probe) -
 
 def test_the_smallest_of_nested_deadlines_wins(probe: Probe, gate: Gate) -> None:
     with fastplug.deadline(after_s=LONG_S):
-        give_up(probe, "through", gate.path, 1)
+        gate.give_up(probe.through, gate.path, 1)
         gate.open()
         assert probe.add(1) == 11.0
     with fastplug.deadline(after_s=SHORT_S), fastplug.deadline(after_s=LONG_S), pytest.raises(fastplug.DeadlineExceeded):
