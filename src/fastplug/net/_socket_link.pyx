@@ -10,7 +10,7 @@ import socket
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memmove, memset
 
@@ -28,11 +28,26 @@ cdef extern from "<sys/socket.h>" nogil:
     struct msghdr:
         iovec* msg_iov
         size_t msg_iovlen
-    ssize_t sendmsg(int fd, const msghdr* message, int flags)
-    ssize_t recv(int fd, void* buffer, size_t n, int flags)
     int c_shutdown "shutdown"(int fd, int how)
     int setsockopt(int fd, int level, int name, const void* value, unsigned int size)
     enum: MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_RD, SHUT_RDWR, SOL_SOCKET, SO_RCVTIMEO, SO_SNDTIMEO
+
+cdef extern from * nogil:
+    """
+    #include <errno.h>
+    #include <sys/socket.h>
+    /* They give -errno: in a traced build Python runs between two lines, a signal handler, too, and changes it. */
+    static ssize_t fp_sendmsg(int fd, const struct msghdr *message, int flags) {
+        ssize_t sent = sendmsg(fd, message, flags);
+        return sent < 0 ? -errno : sent;
+    }
+    static ssize_t fp_recv(int fd, void *buffer, size_t n, int flags) {
+        ssize_t got = recv(fd, buffer, n, flags);
+        return got < 0 ? -errno : got;
+    }
+    """
+    ssize_t fp_sendmsg(int fd, const msghdr* message, int flags)
+    ssize_t fp_recv(int fd, void* buffer, size_t n, int flags)
 
 cdef extern from "<sys/time.h>" nogil:
     struct timeval:
@@ -200,7 +215,7 @@ cdef class SocketLink(Link):
     cdef Py_ssize_t _send_some(self, const iovec* parts, int count, int64_t until_ns, bint begun) except -1:
         """Sends once, as much as goes: without waiting in the kernel when there is a deadline, or a reply to read meanwhile."""
         cdef ssize_t sent
-        cdef int error, fd
+        cdef int fd
         cdef bint careful = until_ns != 0 or self.duplex or self.sent > self.received
         cdef int flags = MSG_NOSIGNAL | MSG_DONTWAIT if careful else MSG_NOSIGNAL
         cdef msghdr message
@@ -210,14 +225,13 @@ cdef class SocketLink(Link):
         while True:
             fd = self.fd
             with nogil:
-                sent = sendmsg(fd, &message, flags)
-                error = errno
+                sent = fp_sendmsg(fd, &message, flags)
             if sent >= 0:
                 return sent
-            if error != EAGAIN and error != EINTR:
-                raise ended(error)
+            if sent != -EAGAIN and sent != -EINTR:
+                raise ended(<int>-sent)
             PyErr_CheckSignals()
-            if careful and error == EAGAIN:
+            if careful and sent == -EAGAIN:
                 self._wait_writable(until_ns, begun)
 
     cdef int _wait_writable(self, int64_t until_ns, bint begun) except -1:
@@ -303,7 +317,7 @@ cdef class SocketLink(Link):
     cdef Py_ssize_t _receive_some(self, void* target, size_t n, int64_t until_ns) except -1:
         """Receives once: how many bytes came, 0 when the time is up."""
         cdef ssize_t got
-        cdef int error, fd, flags = 0
+        cdef int fd, flags = 0
         cdef int64_t left = _SLICE_NS
         while True:
             fd = self.fd
@@ -314,16 +328,15 @@ cdef class SocketLink(Link):
             if self.bell >= 0:
                 flags |= MSG_DONTWAIT
             with nogil:
-                got = recv(fd, target, n, flags)
-                error = errno
+                got = fp_recv(fd, target, n, flags)
             if got > 0:
                 return got
             if not got:
                 raise EOFError("the peer closed the socket")
-            if error != EAGAIN and error != EINTR:
-                raise ended(error)
+            if got != -EAGAIN and got != -EINTR:
+                raise ended(<int>-got)
             PyErr_CheckSignals()
-            if error == EAGAIN and flags & MSG_DONTWAIT:
+            if got == -EAGAIN and flags & MSG_DONTWAIT:
                 if left <= 0 or self._was_stirred(left):
                     return 0
 
