@@ -31,7 +31,7 @@ asan: $(MAIN)  ## the same under address and undefined behaviour sanitizers
 
 lint: build  ## ruff, mypy --strict, pyright, stubtest
 	@ci/lint
-test: build venvs  ## everything but the long tests; at most 15 minutes on 2 cores
+test: venvs build  ## everything but the long tests; at most 15 minutes on 2 cores
 	@ci/test
 test-all: test  ## and the long tests, debug, coverage, sanitizers, lowest dependencies; at most 80 minutes
 	@ci/test-all

@@ -161,7 +161,8 @@ cdef int answered(Encoder enc, tuple request, list interrupt) except -1:
 
 cdef class Passed:
     def __dealloc__(self):
-        if self.line is not None:
+        # The collector may have cleared both, one of them first.
+        if self.line is not None and self.line.released is not None:
             self.line.alive -= 1
             self.line.released.append(self.number)
 
