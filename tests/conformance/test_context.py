@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -21,6 +22,8 @@ LONG_S = 3600.0
 WATCHDOG_S = 60.0
 # Of what needs a plugin that gets a CPU within the 100 ms that it has to say where it is.
 TRIES = 20
+# With line tracing in compiled code the tracer runs between the wait and the look at signals, and swallows what a handler raised.
+TRACED = sys.gettrace() is not None
 
 
 def told(error: fastplug.DeadlineExceeded) -> bool:
@@ -32,7 +35,9 @@ def told(error: fastplug.DeadlineExceeded) -> bool:
 def client(transport: str) -> Iterator[fastplug.Client]:
     with started(transport, ContextPlugin) as client:
         client.ping()  # gRPC connects with its first call
-        call_back(client.dispense(Contexts))
+        plugin: Contexts = client.dispense(Contexts)  # the thread for callbacks starts here
+        if not TRACED:
+            call_back(plugin)
         yield client
 
 
@@ -167,6 +172,7 @@ def test_a_call_that_is_answered_while_it_is_cancelled_is_cancelled(transport: s
             call.result()
 
 
+@pytest.mark.skipif(TRACED, reason="a tracer swallows what signal handlers raise")
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("how", ["cancel", "interrupt"])
 def test_a_handler_is_told_that_it_was_cancelled_while_another_ran_on_top_of_it(
