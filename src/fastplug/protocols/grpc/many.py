@@ -60,8 +60,9 @@ class InFlight:
         with self._lock:
             self._told.put(act)
             if self._reader is None:
-                self._reader = threading.Thread(target=self._run, name="fastplug reader", daemon=True)
-                self._reader.start()
+                reader = threading.Thread(target=self._run, name="fastplug reader", daemon=True)
+                reader.start()  # before join() can see it; it ends behind this lock
+                self._reader = reader
 
     def _run(self) -> None:
         while True:

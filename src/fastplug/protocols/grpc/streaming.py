@@ -97,8 +97,9 @@ class Driver:
             raise
 
     def start(self, *run: Any) -> None:
-        self._thread = threading.Thread(target=self.run, args=run, name="fastplug-grpc-stream", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self.run, args=run, name="fastplug-grpc-stream", daemon=True)
+        thread.start()  # before join() can see it
+        self._thread = thread
 
     def more(self) -> None:
         self._room.put(True)
