@@ -17,9 +17,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from fastplug.net.relay import Relay
 
 ROOT = Path(__file__).parents[1]
 # The slowest thing that may still be under way when a test returns is the warden's own bound of 2 s; the rest is for a loaded machine.
@@ -162,6 +166,17 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     # A connection that is a fixture of wider scope opens lanes when it needs them; the check at the end of the run is for these.
     left = _left_behind(before, allowed=("/memfd:fastplug-lane", "anon_inode:[eventfd]"))
     assert not left, "left behind by this test:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[Relay]:
+    """A relay process for the tests of a module."""
+    from fastplug.net.relay import Relay  # not above: tests of the source text need nothing of it
+
+    made = Relay()
+    hold = made.hold()
+    yield made
+    hold.release()
 
 
 @pytest.fixture(scope="session")

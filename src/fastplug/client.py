@@ -279,10 +279,8 @@ class Client(PluginLife, GrpcAccess):
         Raises:
             ArenaExhausted: over ``arena_limit_bytes``.
         """
-        protocol = (
-            self._protocol
-        )  # it knows itself when it is not to be used any more: to ask for the state, too, takes as long as the array
-        return (self._connected() if protocol is None else protocol).empty(shape, dtype)
+        # A protocol knows itself when it is not to be used any more: to ask for the state, too, takes as long as the array.
+        return (self._protocol or self._connected()).empty(shape, dtype)
 
     def arena(self) -> contextlib.AbstractContextManager[None]:
         """``with client.arena(): a = np.load(path)``: numpy's own arrays of 64 KiB and more are born in shared memory, as from ``empty``.

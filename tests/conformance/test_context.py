@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -13,6 +12,7 @@ from tests.conformance.conftest import Gate, started
 from tests.growing import growing_s
 from tests.plugins.context_api import Contexts
 from tests.plugins.context_plugin import ContextPlugin
+from tests.tracing import TRACED, not_traced
 
 import fastplug
 
@@ -22,8 +22,6 @@ LONG_S = 3600.0
 WATCHDOG_S = 60.0
 # Of what needs a plugin that gets a CPU within the 100 ms that it has to say where it is.
 TRIES = 20
-# With line tracing in compiled code the tracer runs between the wait and the look at signals, and swallows what a handler raised.
-TRACED = sys.gettrace() is not None
 
 
 def told(error: fastplug.DeadlineExceeded) -> bool:
@@ -172,7 +170,7 @@ def test_a_call_that_is_answered_while_it_is_cancelled_is_cancelled(transport: s
             call.result()
 
 
-@pytest.mark.skipif(TRACED, reason="a tracer swallows what signal handlers raise")
+@not_traced
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("how", ["cancel", "interrupt"])
 def test_a_handler_is_told_that_it_was_cancelled_while_another_ran_on_top_of_it(

@@ -26,14 +26,6 @@ Role = Literal["client", "server"]
 ROLES: tuple[Role, ...] = ("client", "server")
 
 
-@pytest.fixture(scope="module")
-def relay() -> Iterator[Relay]:
-    made = Relay()
-    hold = made.hold()
-    yield made
-    hold.release()
-
-
 class Peer:
     """The Go program, in one of the roles."""
 

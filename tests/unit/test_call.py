@@ -7,7 +7,6 @@ import os
 import pickle
 import signal
 import struct
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 import pytest
 from tests.growing import growing_s
+from tests.tracing import not_traced
 from tests.unit.two_ends import NOW, SOON_S, Called, End, two_ends
 
 from fastplug._wire import MethodCodec, pack_error, pack_header, unpack_header
@@ -179,10 +179,6 @@ def test_a_deadline_in_the_queue(connected: Connected) -> None:
 
 class StopError(Exception):
     pass
-
-
-# With line tracing in compiled code, the tracer runs between the wait and the look at signals, and swallows what a handler raised.
-not_traced = pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer swallows what signal handlers raise")
 
 
 @not_traced

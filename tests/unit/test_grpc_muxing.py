@@ -69,14 +69,6 @@ def test_a_peer_that_only_knocks_fills_no_memory() -> None:
     assert len(doors._left) <= KNOCKS_MAX
 
 
-@pytest.fixture(scope="module")
-def relay() -> Iterator[Relay]:
-    made = Relay()
-    hold = made.hold()
-    yield made
-    hold.release()
-
-
 class Pair:
     """A host's and a plugin's carrier; what one sends the other receives at once, unless it is kept back."""
 

@@ -136,8 +136,9 @@ class Targets:
     def _start(self) -> None:
         with self._lock:
             if self._closer is None:
-                self._closer = threading.Thread(target=self._close_dropped, name="fastplug-grpc-dropped", daemon=True)
-                self._closer.start()
+                closer = threading.Thread(target=self._close_dropped, name="fastplug-grpc-dropped", daemon=True)
+                closer.start()  # before close() can see it
+                self._closer = closer
 
     def _close_dropped(self) -> None:
         """A finalizer must not touch the engine: it may run anywhere, also inside of it."""
