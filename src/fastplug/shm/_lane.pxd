@@ -20,6 +20,9 @@ cdef extern from "_atomics.h" nogil:
         uint32_t doorbell
         uint32_t waiting_doorbell
 
+cdef enum:
+    STAGE_BYTES = 4096                  # 16 answers of 200 bytes; whatever is larger goes to the ring itself
+
 
 cdef class Lane(Link):
     # Shared memory. Each side writes only its own segment.
@@ -54,6 +57,9 @@ cdef class Lane(Link):
     cdef object peer_eventfd            # that this side writes for the peer's, and its descriptor or -1
     cdef int peer_fd
     cdef int unpublished                # frames written since the last store of tail
+    # Frames that are published together are made here, and go to the ring together: the last `staged` bytes before the tail.
+    cdef unsigned char stage[STAGE_BYTES]
+    cdef uint64_t staged
 
     cdef int hold(self, object lease) except -1         # until the peer has consumed the frame sent next
     cdef int forget_unsent(self) except -1              # that frame will not be sent
@@ -68,3 +74,6 @@ cdef class Lane(Link):
     cdef void _tell_head(self) noexcept
     cdef void before_sleep(self) noexcept               # what was consumed is told
     cdef void _publish(self) noexcept
+    cdef unsigned char* _place(self, uint64_t need, uint64_t index, uint64_t pad) noexcept
+    cdef uint64_t _fill_end(self, uint64_t pad) noexcept
+    cdef void _unstage(self) noexcept

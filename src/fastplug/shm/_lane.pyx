@@ -38,6 +38,7 @@ cdef extern from "_atomics.h" nogil:
     void fp_stir(int32_t*)
     int fp_was_stirred(int32_t*)
     void fp_prefetch(const void*)
+    void fp_stream(void*, const void*, uint64_t)
     void fp_prefetch_for_writing(const void*)
     void fp_point(const char*)
     enum: FP_ASLEEP, FP_DEBUG
@@ -149,40 +150,67 @@ cdef class Lane(Link):
         cdef uint64_t index = self.tail & (self.out_bytes - 1)
         cdef uint64_t to_end = self.out_bytes - index
         cdef uint64_t pad = to_end if to_end < need else 0
-        cdef FrameHeader filler
+        cdef unsigned char* place
         if <Py_ssize_t>header.size > self.inline_limit:
             raise LocalProtocolError(f"a payload of {header.size} bytes must be spilled: the lane takes {self.inline_limit}")
         # Their head is looked at only when the ring seems full: its line belongs to the peer, and a look costs a transfer.
         if self.tail + pad + need - self.their_head > self.out_bytes and not self._wait_space(pad + need, until_ns):
             return 0
-        if pad:
-            memset(&filler, 0, HEADER_BYTES)
-            filler.kind = FRAME_PAD
-            filler.size = <uint32_t>(pad - HEADER_BYTES)
-            memcpy(self.out_ring + index, &filler, HEADER_BYTES)
-            self.tail += pad
-            index = 0
-        memcpy(self.out_ring + index, header, HEADER_BYTES)
+        place = self._place(need, index, pad)
+        memcpy(place, header, HEADER_BYTES)
         if header.size:                 # without a payload there may be no address
-            memcpy(self.out_ring + index + HEADER_BYTES, payload, header.size)
+            memcpy(place + HEADER_BYTES, payload, header.size)
         if FP_DEBUG:
             fp_point("frame written, not published")
         self.tail += need
         self.unpublished += 1
-        if not self.lazy or self.unpublished >= LAZY_FRAMES:
+        if not self.lazy:
             self._publish()
-        # The next frame's first lines: the peer had them last, so that writing them later would wait for a transfer.
-        index = self.tail & (self.out_bytes - 1)
-        fp_prefetch_for_writing(self.out_ring + index)
-        fp_prefetch_for_writing(self.out_ring + (index + 64 & (self.out_bytes - 1)))
+            # The next frame's first lines: the peer had them last, so that writing them later would wait for a transfer.
+            index = self.tail & (self.out_bytes - 1)
+            fp_prefetch_for_writing(self.out_ring + index)
+            fp_prefetch_for_writing(self.out_ring + (index + 64 & (self.out_bytes - 1)))
+        elif self.unpublished >= LAZY_FRAMES:
+            self._publish()
         if self.held_leases or self.unsent_holds is not None:
             self._settle_holds()
         return 1
+
+    cdef unsigned char* _place(self, uint64_t need, uint64_t index, uint64_t pad) noexcept:
+        """Where the next frame is written: in the stage, or in the ring itself."""
+        cdef bint stages = self.lazy and not pad and need <= STAGE_BYTES
+        if self.staged and (not stages or not index or need > STAGE_BYTES - self.staged):
+            self._unstage()             # at index 0, too: what is staged lies in one piece in the ring
+        if stages:
+            self.staged += need
+            return self.stage + self.staged - need
+        return self.out_ring + (self._fill_end(pad) if pad else index)
+
+    cdef uint64_t _fill_end(self, uint64_t pad) noexcept:
+        """A PAD frame up to the end of the ring: where the next frame starts."""
+        cdef FrameHeader filler
+        memset(&filler, 0, HEADER_BYTES)
+        filler.kind = FRAME_PAD
+        filler.size = <uint32_t>(pad - HEADER_BYTES)
+        memcpy(self.out_ring + (self.tail & (self.out_bytes - 1)), &filler, HEADER_BYTES)
+        self.tail += pad
+        return 0
+
+    cdef void _unstage(self) noexcept:
+        """What is staged goes to its place in the ring: the last bytes before the tail, never over the ring's end."""
+        cdef unsigned char* place = self.out_ring + (self.tail - self.staged & (self.out_bytes - 1))
+        if self.unpublished >= LAZY_FRAMES:     # else the peer waits for them, and takes them sooner out of this CPU's cache
+            fp_stream(place, self.stage, self.staged)
+        else:
+            memcpy(place, self.stage, self.staged)
+        self.staged = 0
 
     cdef int send_encoded(self, FrameHeader* header, Encoder enc, int64_t until_ns) except -1:
         return Lane.send(self, header, enc.data, until_ns)
 
     cdef void _publish(self) noexcept:
+        if self.staged:
+            self._unstage()
         self.unpublished = 0
         fp_publish_tail(self.mine, self.theirs, self.tail, self.peer_fd)
         fp_ring_doorbell(self.mine_first, self.theirs_first)
@@ -271,6 +299,9 @@ cdef class Lane(Link):
         fp_prefetch(self.in_ring + (index + 64 & (self.in_bytes - 1)))
         memcpy(header, self.in_ring + index, HEADER_BYTES)      # the private copy that is checked and used
         need = (HEADER_BYTES + <uint64_t>header.size + 63) & ~<uint64_t>63
+        if published > need:            # a batch: the next frame comes while this one is decoded
+            fp_prefetch(self.in_ring + (index + need & (self.in_bytes - 1)))
+            fp_prefetch(self.in_ring + (index + need + 64 & (self.in_bytes - 1)))
         if need > published or need > self.in_bytes - index:
             raise RemoteProtocolError(f"a frame of {header.size} bytes does not fit what the peer published ({published} bytes)")
         if header.kind != FRAME_PAD:
