@@ -3,6 +3,8 @@
 # Pure: bytes in, values out, and back. What a value needs from outside (memory for arrays, a way to send) comes in through
 # two small base classes: ArrayPort (how an array leaves and arrives) and Link (how a frame leaves and arrives).
 
+cimport cython
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 # Declared there, and meant to be cimported from here.
@@ -45,15 +47,37 @@ cdef packed struct FrameHeader:
     int64_t remaining_ns    # the caller's remaining time, 0 when it has no deadline
 
 
-cdef int check_header(const FrameHeader* header) except -1  # RemoteProtocolError; PAD is the business of a lane
+cdef int bad_header(const FrameHeader* header) except -1
+cdef inline int check_header(const FrameHeader* header) except -1:
+    # RemoteProtocolError; PAD is the business of a lane.
+    if not FRAME_REQUEST <= header.kind <= FRAME_RELEASE or header.size > MESSAGE_MAX or header.remaining_ns < 0:
+        return bad_header(header)
+    if header.flags & ~<int>(FLAG_SPILLED if header.kind != FRAME_REQUEST else FLAG_SPILLED | FLAG_WAITS | FLAG_METADATA):
+        return bad_header(header)
+    return 0
 
 
 cdef int put_metadata(Encoder enc, bytes packed) except -1     # a dict of str, encoded already (contexts.METADATA)
 cdef dict get_metadata(Decoder dec)                             # RemoteProtocolError
 
 
+cdef enum:
+    VALUES_MAX = 16                     # parameters; a method with more takes the longer road
+
+cdef struct Values:
+    # Arguments on the stack. The place in front of the first one belongs to whoever is called (PY_VECTORCALL_ARGUMENTS_OFFSET).
+    PyObject* spare
+    PyObject* items[VALUES_MAX]
+    Py_ssize_t count                    # of those that are there
+cdef void drop_values(Values* values) noexcept
+
+
+@cython.final
 cdef class MethodCodec:
     # One method of an interface: binds and encodes arguments on one side, decodes and calls on the other.
+    #
+    # For callers that handle errors anyhow there are forms without a `try` of their own, which costs a fiftieth of a call: put_arguments with
+    # refused(), put_result with unfit_result(), decode_values and take_result with located().
     cdef readonly str interface
     cdef readonly str name
     cdef readonly str qualified         # "acme.dsp/1.total", for error texts
@@ -69,12 +93,23 @@ cdef class MethodCodec:
     cdef readonly bint callback         # the host runs it
     cdef readonly bint has_references   # a stream or a callback is among its parameters and its result
     cdef int encode_arguments(self, Encoder enc, tuple args, dict kwargs) except -1     # ArgumentError
+    cdef int put_arguments(self, Encoder enc, tuple args, dict kwargs, Py_ssize_t* at) except -1     # at: the parameter that is encoded
+    cdef bint takes_one(self) noexcept                                                  # put_only: its value, not in a tuple
+    cdef int put_only(self, Encoder enc, object value, Py_ssize_t* at) except -1
+    cdef object refused(self, tuple args, dict kwargs, Py_ssize_t at, Exception error)  # the error to raise for one that put_arguments raised
+    cdef bint fits(self, tuple args, dict kwargs) noexcept                              # all by position, nothing left out
     cdef tuple bound(self, tuple args, dict kwargs)
     cdef tuple decode_arguments(self, Decoder dec)                                      # RemoteProtocolError
+    cdef int decode_values(self, Decoder dec, Values* values) except -1                 # also what it came to before it raised
     cdef object call(self, object function, tuple values)                              # what function raises
-    cdef object decode_and_call(self, Decoder dec, object function)                    # the two in one
+    cdef object call_values(self, object function, Values* values)
+    cdef PyObject* names(self) noexcept                                                 # of the keyword-only values, which come last
     cdef int encode_result(self, Encoder enc, object value) except -1                   # ResultError
+    cdef int put_result(self, Encoder enc, object value) except -1
+    cdef object unfit_result(self, object value, object error)                          # the error to raise for one that put_result raised
     cdef object decode_result(self, Decoder dec)                                        # RemoteProtocolError
+    cdef object take_result(self, Decoder dec)
+    cdef object located(self, object error)                                             # of the peer: with the method in its text
     cdef int encode_item(self, Encoder enc, object value) except -1                     # of the result: ResultError
     cdef object decode_item(self, Decoder dec)
     cdef int encode_fed(self, Encoder enc, object value) except -1                      # of the argument: ArgumentError
@@ -82,7 +117,8 @@ cdef class MethodCodec:
     cdef object _decoded(self, Decoder dec, Codec codec)
 
 
-cdef int encode_error(Encoder enc, object error) except -1      # the payload of FRAME_ERROR (wire.md, "Errors")
+# The payload of FRAME_ERROR (wire.md, "Errors"), from the start; of a plain one when this one cannot be encoded.
+cdef int encode_error(Encoder enc, object error) except -1
 cdef object decode_error(Decoder dec, str method, str raised_by=*)   # -> fastplug.errors.RemoteError (never raises it)
 
 

@@ -30,10 +30,19 @@ cdef extern from "Python.h":
     ctypedef struct PyTupleObject:
         PyObject* ob_item[1]
     object PyObject_Vectorcall(object function, PyObject** args, size_t count, PyObject* names)
+    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
+    void Py_INCREF(PyObject*)
+    void Py_DECREF(PyObject*)
 
 MESSAGE_BYTES_MAX = MESSAGE_MAX
 # Cython keeps a cimported class to itself; Python finds them here, too.
 globals().update({cls.__name__: cls for cls in (ArrayPort, Codec, Decoder, Encoder, Memory, References)})
+
+
+cdef void drop_values(Values* values) noexcept:
+    while values.count:
+        values.count -= 1
+        Py_DECREF(values.items[values.count])
 
 
 cdef class MethodCodec:
@@ -61,20 +70,46 @@ cdef class MethodCodec:
         return f"<MethodCodec {self.qualified}>"
 
     cdef int encode_arguments(self, Encoder enc, tuple args, dict kwargs) except -1:
-        cdef Py_ssize_t i = 0, n
+        cdef Py_ssize_t at = -1
+        try:
+            return self.put_arguments(enc, args, kwargs, &at)
+        except Exception as error:
+            raise self.refused(args, kwargs, at, error)
+
+    cdef int put_arguments(self, Encoder enc, tuple args, dict kwargs, Py_ssize_t* at) except -1:
+        cdef Py_ssize_t i, n
         cdef uint16_t count
-        if PyTuple_GET_SIZE(args) != PyTuple_GET_SIZE(self.codecs) or self.keyword_only or kwargs:
+        if not self.fits(args, kwargs):
             args = self.bound(args, kwargs or {})
         n = PyTuple_GET_SIZE(args)
         count = <uint16_t>n
-        try:
-            memcpy(enc.take(2), &count, 2)
-            while i < n:
-                (<Codec>PyTuple_GET_ITEM(self.codecs, i)).encode(enc, <object>PyTuple_GET_ITEM(args, i))
-                i += 1
-        except Exception as error:
-            raise words.argument_error(self.qualified, self.parameters[i], self.codecs[i].canonical, args[i], error)
+        memcpy(enc.take(2), &count, 2)
+        for i in range(n):
+            at[0] = i
+            (<Codec>PyTuple_GET_ITEM(self.codecs, i)).encode(enc, <object>PyTuple_GET_ITEM(args, i))
+        at[0] = -1
         return 0
+
+    cdef bint takes_one(self) noexcept:
+        return PyTuple_GET_SIZE(self.codecs) == 1 and self.positional == 1
+
+    cdef int put_only(self, Encoder enc, object value, Py_ssize_t* at) except -1:
+        cdef uint16_t count = 1
+        memcpy(enc.take(2), &count, 2)
+        at[0] = 0
+        (<Codec>PyTuple_GET_ITEM(self.codecs, 0)).encode(enc, value)
+        at[0] = -1
+        return 0
+
+    cdef object refused(self, tuple args, dict kwargs, Py_ssize_t at, Exception error):
+        if at < 0:
+            return error                # not about a value
+        if not self.fits(args, kwargs):
+            args = self.bound(args, kwargs or {})
+        return words.argument_error(self.qualified, self.parameters[at], self.codecs[at].canonical, args[at], error)
+
+    cdef bint fits(self, tuple args, dict kwargs) noexcept:
+        return PyTuple_GET_SIZE(args) == PyTuple_GET_SIZE(self.codecs) and not self.keyword_only and not kwargs
 
     cdef tuple bound(self, tuple args, dict kwargs):
         # The values in order of declaration, as far as the last one given: the plugin's defaults stand for the rest.
@@ -116,30 +151,62 @@ cdef class MethodCodec:
             raise words.located(self.qualified, error)
         return values
 
-    cdef object call(self, object function, tuple values):
-        cdef Py_ssize_t n = self.positional
-        if not self.keyword_only:
-            return PyObject_Vectorcall(function, &(<PyTupleObject*>values).ob_item[0], PyTuple_GET_SIZE(values), NULL)
-        return function(*values[:n], **dict(zip(self.keyword_only, values[n:])))
+    cdef int decode_values(self, Decoder dec, Values* values) except -1:
+        cdef uint16_t count
+        cdef Py_ssize_t i, n = PyTuple_GET_SIZE(self.codecs)
+        memcpy(&count, dec.need(2), 2)
+        if count > n:
+            raise broken(dec, f"{count} arguments for {n} parameters")
+        for i in range(count):
+            one = (<Codec>PyTuple_GET_ITEM(self.codecs, i)).decode(dec)
+            Py_INCREF(<PyObject*>one)
+            values.items[i] = <PyObject*>one
+            values.count = i + 1
+        finish(dec)
+        for i in range(count, n):
+            one = self.defaults[i]
+            if one is MISSING:
+                raise broken(dec, f"no argument {self.parameters[i]!r}")
+            Py_INCREF(<PyObject*>one)
+            values.items[i] = <PyObject*>one
+            values.count = i + 1
+        return 0
 
-    cdef object decode_and_call(self, Decoder dec, object function):
-        return self.call(function, self.decode_arguments(dec))
+    cdef object call(self, object function, tuple values):
+        return PyObject_Vectorcall(function, &(<PyTupleObject*>values).ob_item[0], self.positional, self.names())
+
+    cdef object call_values(self, object function, Values* values):
+        return PyObject_Vectorcall(function, values.items, self.positional | PY_VECTORCALL_ARGUMENTS_OFFSET, self.names())
+
+    cdef PyObject* names(self) noexcept:
+        return <PyObject*>self.keyword_only if self.keyword_only else NULL
 
     cdef int encode_result(self, Encoder enc, object value) except -1:
+        try:
+            return self.put_result(enc, value)
+        except Exception as error:
+            raise self.unfit_result(value, error)
+
+    cdef int put_result(self, Encoder enc, object value) except -1:
         if self.result_arrays and enc.port is not None:
             enc.port.offer(<PyObject*>value)
-        try:
-            return self.result.encode(enc, value)
-        except Exception as error:
-            raise words.result_error(self.qualified, self.result.canonical, value, error, callback=self.callback)
+        return self.result.encode(enc, value)
+
+    cdef object unfit_result(self, object value, object error):
+        if not isinstance(error, Exception):
+            return error
+        return words.result_error(self.qualified, self.result.canonical, value, error, callback=self.callback)
 
     cdef object decode_result(self, Decoder dec):
-        try:
-            value = self.result.decode(dec)
-            finish(dec)
-        except RemoteProtocolError as error:
-            raise words.located(self.qualified, error)
+        return self._decoded(dec, self.result)
+
+    cdef object take_result(self, Decoder dec):
+        value = self.result.decode(dec)
+        finish(dec)
         return value
+
+    cdef object located(self, object error):
+        return words.located(self.qualified, error) if isinstance(error, RemoteProtocolError) else error
 
     cdef int encode_item(self, Encoder enc, object value) except -1:
         try:
@@ -224,6 +291,15 @@ cdef object plain_of(Decoder dec):
 
 
 cdef int encode_error(Encoder enc, object error) except -1:
+    enc.reset()
+    try:
+        return put_error(enc, error)
+    except Exception as broken:
+        enc.reset()
+        return put_error(enc, RuntimeError(f"{type(error).__name__}, which could not be encoded: {type(broken).__name__}"))
+
+
+cdef int put_error(Encoder enc, object error) except -1:
     type_name, bases, message, args, traceback = words.exception_record(error)
     put_head(enc, Tag.TUPLE, 5)
     TEXT.encode(enc, type_name)
@@ -292,16 +368,14 @@ cdef dict get_metadata(Decoder dec):
     return found
 
 
-cdef int check_header(const FrameHeader* header) except -1:
+cdef int bad_header(const FrameHeader* header) except -1:
     if not FRAME_REQUEST <= header.kind <= FRAME_RELEASE:
         raise RemoteProtocolError(f"the peer sent a frame of the unknown kind {header.kind}")
     if header.size > MESSAGE_MAX:
         raise RemoteProtocolError(f"the peer sent a frame of {header.size} bytes, {MESSAGE_MAX} are allowed")
     if header.flags & ~<int>(FLAG_SPILLED if header.kind != FRAME_REQUEST else FLAG_SPILLED | FLAG_WAITS | FLAG_METADATA):
         raise RemoteProtocolError(f"the peer sent a frame with unknown flags {header.flags:#06x}")
-    if header.remaining_ns < 0:
-        raise RemoteProtocolError(f"the peer sent a frame with {header.remaining_ns} ns remaining")
-    return 0
+    raise RemoteProtocolError(f"the peer sent a frame with {header.remaining_ns} ns remaining")
 
 
 def pack_header(uint32_t size, uint16_t kind, uint16_t flags=0, uint64_t call=0, uint16_t interface=0, uint16_t method=0,

@@ -35,6 +35,20 @@ cdef enum:
     DEPTH_MAX = 64
 
 
+cdef extern from *:
+    # Of a borrowed pointer: to pass an attribute as an object takes a reference of its own, and each message would get new memory.
+    Py_ssize_t Py_REFCNT(PyObject*)
+
+cdef enum:
+    BUFFER_BYTES_FIRST = 512
+    # Memory larger than KEPT is given back after SMALL_MAX messages in a row that needed less than a quarter of it: to get it anew for each
+    # of several large messages takes longer than to copy them. Larger than KEPT_LONG: after the first such message.
+    BUFFER_BYTES_KEPT = 1 << 20
+    BUFFER_BYTES_KEPT_LONG = 256 << 20
+    # Larger payloads start where their array will lie aligned, at a line of the cache.
+    PLACED_BYTES = 16 << 10
+    LINE_BYTES = 64
+
 cdef enum:
     PIECES_MAX = 8                  # more large arrays in one message are copied to the payload
 
@@ -72,7 +86,15 @@ cdef class Encoder:
     cdef list owners                    # of the pieces
     cdef readonly ArrayPort port
     cdef References references          # None: no streams, no callbacks
-    cdef int reset(self) except -1
+    cdef int renew(self) except -1      # what reset() does besides, for memory that is large or has another owner
+    cdef inline int reset(self) except -1:
+        if self.piece_count or self.memory.bytes > BUFFER_BYTES_KEPT or Py_REFCNT(<PyObject*>self.memory) > 1:
+            self.renew()
+        self.data = self.memory.data + (-self.phase & LINE_BYTES - 1)
+        self.room = min(self.memory.bytes - (-self.phase & LINE_BYTES - 1), self.limit)
+        self.size = 0
+        self.depth = 0
+        return 0
     cdef int grow(self, Py_ssize_t more) except -1
     cdef void use(self, Memory memory, Py_ssize_t start) noexcept
     cdef bint refer(self, object owner, const void* data, Py_ssize_t n) except -1       # False: copy it instead
@@ -100,12 +122,20 @@ cdef class Decoder:
     cdef Py_ssize_t phase
     cdef readonly ArrayPort port
     cdef References references
-    cdef unsigned char* fill(self, Py_ssize_t n) except NULL
+    cdef unsigned char* refill(self, Py_ssize_t n) except NULL      # fill() for what is large, or has no room
+    cdef inline unsigned char* fill(self, Py_ssize_t n) except NULL:
+        if n >= PLACED_BYTES or n > self.memory.bytes or self.memory.bytes > BUFFER_BYTES_KEPT or Py_REFCNT(<PyObject*>self.memory) > 1:
+            return self.refill(n)
+        self.data = self.memory.data
+        self.size = n
+        self.pos = 0
+        self.depth = 0
+        return self.data
     cdef void adopt(self, Memory memory, unsigned char* data, Py_ssize_t n) noexcept    # the payload is there already
     cdef inline const unsigned char* need(self, Py_ssize_t n) except NULL:      # the next n bytes, or RemoteProtocolError
         cdef const unsigned char* place
         if n > self.size - self.pos:
-            raise broken(self, f"a payload that ends {n - (self.size - self.pos)} bytes too early")
+            ends_early(self, n)
         place = self.data + self.pos
         self.pos += n
         return place
@@ -155,9 +185,11 @@ cdef class Codec:
 
 # RemoteProtocolError about what the peer sent, and where; confused() steps back to the tag, so that skip_rest() can go on.
 cdef object broken(Decoder dec, str what)
+cdef int ends_early(Decoder dec, Py_ssize_t n) except -1        # these three only raise
+cdef Py_ssize_t too_long(Decoder dec, Py_ssize_t n) except -1
+cdef int bytes_behind(Decoder dec) except -1
 cdef object confused(Decoder dec, str expected, int tag)
 cdef int load(Decoder dec, object data) except -1               # fills the decoder with a bytes-like
-cdef int finish(Decoder dec) except -1                          # RemoteProtocolError unless the payload is used up
 cdef tuple tuple_of(Decoder dec, tuple codecs, Py_ssize_t n)    # the next n values, each of the kind of its codec
 cdef int too_deep(Encoder enc) except -1
 cdef int skip_value(Decoder dec) except -1                      # passes over one value of any tag; gives leases back through the port
@@ -167,6 +199,11 @@ cdef int skip_rest(Decoder dec) except -1
 # For the ports: an array's head and shape, up to its place (the form comes back), and the data of an inline one.
 cdef int skip_array_head(Decoder dec) except -1
 cdef int skip_array_data(Decoder dec) except -1
+
+
+cdef inline int finish(Decoder dec) except -1:
+    # RemoteProtocolError unless the payload is used up.
+    return 0 if dec.pos == dec.size else bytes_behind(dec)
 
 
 cdef inline int tag_of(Decoder dec) except -1:
@@ -188,7 +225,7 @@ cdef inline Py_ssize_t length(Decoder dec) except -1:
     cdef uint32_t n
     memcpy(&n, dec.need(4), 4)
     if n > dec.size - dec.pos:
-        raise broken(dec, f"a length of {n} with {dec.size - dec.pos} bytes left")
+        return too_long(dec, n)
     return n
 
 

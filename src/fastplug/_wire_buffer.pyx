@@ -53,19 +53,9 @@ cdef extern from *:
     void fastplug_count(Py_ssize_t counter, int n) noexcept nogil
     void* fastplug_allocate(size_t n) noexcept nogil
     void* fastplug_resize(void* memory, size_t before, size_t n) noexcept nogil     # n > before
-    # Of a borrowed pointer: to pass an attribute as an object takes a reference of its own, and each message would get new memory.
-    Py_ssize_t Py_REFCNT(PyObject*)
 
 cdef enum:
-    BUFFER_BYTES_FIRST = 512
-    # Memory larger than KEPT is given back after SMALL_MAX messages in a row that needed less than a quarter of it: to get it anew for each
-    # of several large messages takes longer than to copy them. Larger than KEPT_LONG: after the first such message.
-    BUFFER_BYTES_KEPT = 1 << 20
-    BUFFER_BYTES_KEPT_LONG = 256 << 20
     SMALL_MAX = 16
-    # Larger payloads start where their array will lie aligned, at a line of the cache.
-    PLACED_BYTES = 16 << 10
-    LINE_BYTES = 64
 
 cdef dict TAG_NAMES = {
     Tag.NONE: "None", Tag.FALSE: "bool", Tag.TRUE: "bool", Tag.INT64: "int", Tag.INT: "int", Tag.FLOAT: "float", Tag.COMPLEX: "complex", Tag.STR: "str", Tag.BYTES: "bytes",
@@ -134,15 +124,12 @@ cdef class Encoder:
         self.data = memory.data + start
         self.room = min(memory.bytes - start, self.limit - self.outside)
 
-    cdef int reset(self) except -1:
+    cdef int renew(self) except -1:
         if self.piece_count:
             self.let_go()
         if too_large(self.memory, self.size, &self.small) or Py_REFCNT(<PyObject*>self.memory) > 1:
             self.memory = Memory(BUFFER_BYTES_FIRST)
             self.small = 0
-        self.use(self.memory, -self.phase & LINE_BYTES - 1)
-        self.size = 0
-        self.depth = 0
         return 0
 
     cdef int grow(self, Py_ssize_t more) except -1:
@@ -196,7 +183,7 @@ cdef class Decoder:
         if self.data != NULL:
             fastplug_count(live_decoders, -1)
 
-    cdef unsigned char* fill(self, Py_ssize_t n) except NULL:
+    cdef unsigned char* refill(self, Py_ssize_t n) except NULL:
         cdef Py_ssize_t needed = n + LINE_BYTES if n >= PLACED_BYTES else n
         if too_large(self.memory, needed, &self.small) or needed > self.memory.bytes or Py_REFCNT(<PyObject*>self.memory) > 1:
             # Not resized: the old message is of no use.
@@ -228,10 +215,16 @@ cdef int load(Decoder dec, object data) except -1:
     return 0
 
 
-cdef int finish(Decoder dec) except -1:
-    if dec.pos != dec.size:
-        raise broken(dec, f"{dec.size - dec.pos} bytes behind the last value")
-    return 0
+cdef int bytes_behind(Decoder dec) except -1:
+    raise broken(dec, f"{dec.size - dec.pos} bytes behind the last value")
+
+
+cdef int ends_early(Decoder dec, Py_ssize_t n) except -1:
+    raise broken(dec, f"a payload that ends {n - (dec.size - dec.pos)} bytes too early")
+
+
+cdef Py_ssize_t too_long(Decoder dec, Py_ssize_t n) except -1:
+    raise broken(dec, f"a length of {n} with {dec.size - dec.pos} bytes left")
 
 
 cdef int too_deep(Encoder enc) except -1:

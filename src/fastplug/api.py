@@ -294,7 +294,7 @@ def map(  # noqa: A001  the word of the field
     """
     if in_flight < 1 or on_error not in ("cancel", "continue"):
         raise ConfigError(f'map() takes in_flight of at least 1 and on_error "cancel" or "continue", got {in_flight!r} and {on_error!r}')
-    made: Iterator[Any] = _remote(method, "map").mapped(zip(*iterables, strict=False), in_flight, ordered, on_error == "continue")
+    made: Iterator[Any] = _remote(method, "map").mapped(iterables, in_flight, ordered, on_error == "continue")
     return made
 
 

@@ -283,7 +283,7 @@ def test_both_rings_full(runs: int) -> None:
                         calls.append((called.grown.submit((np.full(size, 1.0),), {}), size))  # noqa: B023
                     for call, size in calls:
                         assert call.result(SOON_S).sum() == 2.0 * size
-                assert list(Mapped(called.double, iter((n,) for n in range(500)), 64, True, False)) == [2 * n for n in range(500)]  # noqa: B023
+                assert list(Mapped(called.double, (range(500),), 64, True, False)) == [2 * n for n in range(500)]  # noqa: B023
             except BaseException as error:  # noqa: BLE001  the test raises it
                 failed.append(error)  # noqa: B023
 

@@ -57,7 +57,7 @@ def test_a_result_is_taken_while_another_one_is_decoded(built: list[Callable[[in
     remote = Remote(Caller(host.lane, host.port, ConnectionError), MethodCodec("test.flight/1", method), 0, 0, None, method.signature)
     taken: list[int] = []
     with deadline(after_s=SOON_S):
-        results = Mapped(remote, iter((n,) for n in range(3)), 3, False, False)
+        results = Mapped(remote, (range(3),), 3, False, False)
         built.append(lambda n: n == 0 and taken.append(next(results).n))
         taken += [result.n for result in results]
     assert sorted(taken) == [0, 1, 2]

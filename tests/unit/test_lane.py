@@ -250,6 +250,22 @@ class LaneModel(RuleBasedStateMachine):
         else:
             self.queues[side].append(sent)
 
+    @rule(side=st.integers(0, 1), sizes=st.lists(st.integers(0, 200) | st.just(INLINE_LIMIT), min_size=1, max_size=50))
+    def send_together(self, side: int, sizes: list[int]) -> None:
+        """Frames that may wait to be published: in order, and no later than the next one that may not, or that waits for room."""
+        lane = self.ends[side]
+        lane.lazy = True
+        for size in sizes:
+            self.calls += 1
+            sent = frame(bytes([size % 251]) * size, call=self.calls)
+            try:
+                lane.send_frame(sent, NOW)
+            except DeadlineExceeded:
+                break
+            self.queues[side].append(sent)
+        lane.lazy = False
+        self.send(side, 1, False, 0)
+
     @precondition(lambda self: any(self.queues))
     @rule(side=st.integers(0, 1), count=st.integers(1, 40))
     def receive(self, side: int, count: int) -> None:

@@ -82,7 +82,7 @@ def test_calls() -> None:
         assert called.grown(np.ones(2000))[0] == 2.0
         assert list(called.count(3)) == [0, 1, 2]
         assert called.total(iter(range(50))) == 1225
-        assert list(Mapped(called.double, iter((n,) for n in range(20)), 10, True, False))[-1] == 38
+        assert list(Mapped(called.double, (range(20),), 10, True, False))[-1] == 38
 
     calls()
     before = allocated()

@@ -150,15 +150,9 @@ cdef class Activity(Asking):
         raise LocalProtocolError(f"{type(self).__name__} does not serve")
 
     cdef int pack_error(self, object error) except -1:
-        """Encodes an error that a handler raised; an error about encoding it becomes a plain one."""
+        """Encodes an error that a handler raised."""
         self.port.rollback()
-        self.enc.reset()
-        try:
-            encode_error(self.enc, error)
-        except Exception as broken:
-            self.enc.reset()
-            encode_error(self.enc, RuntimeError(f"{type(error).__name__}, which could not be encoded: {type(broken).__name__}"))
-        return 0
+        return encode_error(self.enc, error)
 
     cdef int check_home(self) except -1:
         if not self.at_home():

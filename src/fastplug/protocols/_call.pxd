@@ -1,5 +1,6 @@
 # The caller's half of calls over a Link. Which link (shared memory, socket, queue) is not known here.
 
+cimport cython
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 
 from fastplug._wire cimport MethodCodec, References
@@ -15,6 +16,7 @@ cdef class Bound:
     cdef uint16_t index
 
 
+@cython.final
 cdef class Caller(Reading):
     # One connection's calling side.
     cdef public object gave_up          # callable(lane, call, stack wanted) -> (stack, why there is none), for a call nobody waits for any more; or None
@@ -29,8 +31,15 @@ cdef class Caller(Reading):
     cdef int open(self, Pending call, Bound method, tuple args, dict kwargs, int flags) except -1
     cdef object call_with(self, Pending call, Bound method, tuple args, dict kwargs, int64_t until, uint64_t* under_way)
     cdef int submit(self, Pending call, Bound method, tuple args, dict kwargs, bint lazy) except -1
-    cdef int submit_all(self, Flight flight, Bound method, list batch) except -1
+    cdef int submit_all(self, Flight flight, Bound method, list batch, bint bare) except -1
+    cdef Py_ssize_t send_batch(self, Flight flight, Bound method, list batch, Py_ssize_t at, bint bare, int64_t until) except -1
     cdef uint64_t begin(self, Bound method, tuple args, dict kwargs, int64_t until, int flags) except 0
+    cdef uint64_t request(self, Bound method, object args, dict kwargs, bint bare, int64_t until, int flags, object metadata) except 0
+    cdef object unsent(self, Bound method, tuple args, dict kwargs, object error)
+    # The request that is being made: its number, once it is whole; what the link had sent before; which argument is encoded.
+    cdef uint64_t made
+    cdef uint64_t sent_before
+    cdef Py_ssize_t argument
     cdef int wait(self, Pending call, int64_t until) except -1
     cdef int watch(self, Pending call, object function) except -1
     cdef int read_some(self, int64_t until, int frames) except -1

@@ -155,6 +155,7 @@ cdef class Caller(Reading):
         cdef FrameHeader header
         cdef uint64_t number = 0
         cdef Pending shared = None
+        cdef bint answered = False
         cdef int locked = self._lock(until, method.codec.qualified)
         try:
             if self.refusal is not None:
@@ -175,11 +176,14 @@ cdef class Caller(Reading):
                     self.run_asked()
             number = 0
             if shared is None:
+                answered = True
                 return self.result_of(&header, method.codec, until)
         except EOFError as error:
             number = 0
             raise self.failure(error, method.codec.qualified)
-        except RemoteProtocolError as error:
+        except Exception as error:
+            if answered:
+                error = self.spoilt(&header, method.codec, error)
             raise self.failure(error, method.codec.qualified)
         finally:
             if number:
@@ -212,40 +216,52 @@ cdef class Caller(Reading):
 
     cdef uint64_t begin(self, Bound method, tuple args, dict kwargs, int64_t until, int flags) except 0:
         """Encodes and sends a REQUEST: its number."""
-        cdef FrameHeader header
-        cdef uint64_t sent = self.link.sent
-        memset(&header, 0, sizeof(FrameHeader))
-        self.sending = True
         try:
-            self.enc.reset()
-            metadata = get_value(METADATA)
-            if metadata is not None:
-                put_metadata(self.enc, metadata[1])
-                flags |= FLAG_METADATA
-            method.codec.encode_arguments(self.enc, args, kwargs)
-            header.flags = <uint16_t>flags
-            self.spill(&header)
-            if until:
-                header.remaining_ns = until - fp_now_ns()
-                if header.remaining_ns <= 0:
-                    raise DeadlineExceeded(f"{method.codec.qualified}(): the deadline was over before the call; nothing was sent")
-            self.next_call += 1
-            header.kind = FRAME_REQUEST
-            header.call = self.next_call
-            header.interface = method.interface
-            header.method = method.index
-            self.transmit(&header, until)
-        except BaseException:
-            if not header.kind:
-                self.port.rollback()
-                self.enc.let_go()
-            elif self.link.sent != sent:
-                self.pending[header.call] = None        # a part of it went out: the peer will answer it
-            raise
-        finally:
-            self.sending = False
+            return self.request(method, args, kwargs, False, until, flags, get_value(METADATA))
+        except BaseException as error:
+            raise self.unsent(method, args, kwargs, error)
+
+    cdef uint64_t request(self, Bound method, object args, dict kwargs, bint bare, int64_t until, int flags, object metadata) except 0:
+        """The same, for who handles errors with ``unsent``. Bare: ``args`` is the only argument itself."""
+        cdef FrameHeader header
+        memset(&header, 0, sizeof(FrameHeader))
+        self.sending, self.made, self.sent_before, self.argument = True, 0, self.link.sent, -1
+        self.enc.reset()
+        if metadata is not None:
+            put_metadata(self.enc, (<tuple>metadata)[1])
+            flags |= FLAG_METADATA
+        if bare:
+            method.codec.put_only(self.enc, args, &self.argument)
+        else:
+            method.codec.put_arguments(self.enc, <tuple>args, kwargs, &self.argument)
+        header.flags = <uint16_t>flags
+        self.spill(&header)
+        if until:
+            header.remaining_ns = until - fp_now_ns()
+            if header.remaining_ns <= 0:
+                raise DeadlineExceeded(f"{method.codec.qualified}(): the deadline was over before the call; nothing was sent")
+        self.next_call += 1
+        self.made = self.next_call
+        header.kind = FRAME_REQUEST
+        header.call = self.made
+        header.interface = method.interface
+        header.method = method.index
+        self.transmit(&header, until)
         self.calls += 1
+        self.sending = False
         return header.call
+
+    cdef object unsent(self, Bound method, tuple args, dict kwargs, object error):
+        """A request was not, or not wholly, sent: the error to raise."""
+        if not self.sending:
+            return error                # it is not about a request
+        self.sending = False
+        if not self.made:
+            self.port.rollback()
+            self.enc.let_go()
+        elif self.link.sent != self.sent_before:
+            self.pending[self.made] = None      # a part of it went out: the peer will answer it
+        return method.codec.refused(args, kwargs, self.argument, error) if isinstance(error, Exception) else error
 
     # -- calls with streams and callbacks, and calls that nobody waits for yet
 
@@ -312,12 +328,11 @@ cdef class Caller(Reading):
                 self._unlock()
         return 0
 
-    cdef int submit_all(self, Flight flight, Bound method, list batch) except -1:
-        """Sends one request for each tuple of arguments, published together. What does not fit fails at its place."""
+    cdef int submit_all(self, Flight flight, Bound method, list batch, bint bare) except -1:
+        """Sends one request for each tuple of arguments (bare: for each value that is the only one), published together. What does not fit fails at its place."""
         cdef int64_t until = caller_until()
+        cdef Py_ssize_t at = 0
         cdef int locked
-        cdef uint64_t number
-        cdef Py_ssize_t room
         if not self.at_home() or self.refusal is not None:
             raise self._refused()
         locked = self._lock(until, method.codec.qualified)
@@ -326,18 +341,8 @@ cdef class Caller(Reading):
                 raise self._refused()
             self.link.lazy = True
             flight.enlist(self)
-            room = self.in_flight_max - self.under_way()
-            for args in batch:
-                if room <= 0:
-                    self.make_room(until)
-                    room = self.in_flight_max - self.under_way()
-                room -= 1
-                try:
-                    number = self.begin(method, <tuple>args, None, until, 0)
-                except ArgumentError as error:
-                    flight.add_done(FAILED, error)
-                else:
-                    flight.add(self, number, until)
+            while at < len(batch):
+                at = self.send_batch(flight, method, batch, at, bare, until)
             self.link.flush()
         except (EOFError, RemoteProtocolError) as error:
             raise self.failure(error, method.codec.qualified)
@@ -347,6 +352,26 @@ cdef class Caller(Reading):
             if locked:
                 self._unlock()
         return 0
+
+    cdef Py_ssize_t send_batch(self, Flight flight, Bound method, list batch, Py_ssize_t at, bint bare, int64_t until) except -1:
+        """Sends the requests from that one on, or up to one that does not fit: which is next."""
+        cdef Py_ssize_t room = self.in_flight_max - self.under_way()
+        metadata = get_value(METADATA)
+        try:
+            while at < len(batch):
+                if room <= 0:
+                    self.make_room(until)
+                    room = self.in_flight_max - self.under_way()
+                flight.add(self, self.request(method, batch[at], None, bare, until, 0, metadata), until)
+                room -= 1
+                at += 1
+        except BaseException as error:
+            failed = self.unsent(method, (batch[at],) if bare else batch[at], None, error)
+            if not isinstance(failed, ArgumentError):
+                raise failed
+            flight.add_done(FAILED, failed)
+            at += 1
+        return at
 
     cdef int open(self, Pending call, Bound method, tuple args, dict kwargs, int flags) except -1:
         if self.refusal is not None:

@@ -150,12 +150,7 @@ cdef int answered(Encoder enc, tuple request, list interrupt) except -1:
         except Exception as unfit:
             error = unfit
             enc.port.rollback()
-            enc.reset()
-    try:
-        encode_error(enc, error)
-    except Exception as broken:
-        enc.reset()
-        encode_error(enc, RuntimeError(f"{type(error).__name__}, which could not be encoded: {type(broken).__name__}"))
+    encode_error(enc, error)
     return FRAME_RAISE
 
 

@@ -1,5 +1,6 @@
 # The calls of one map that are under way, and the results that nobody has taken yet.
 
+cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 from cpython.object cimport PyObject
@@ -21,6 +22,7 @@ cdef enum:
     CALLED = 4                          # its outcome is the business of a Call
 
 
+@cython.final
 cdef class Flight(Pending):
     # As a Pending it stands for the result that comes next.
     cdef Place* places                  # a ring

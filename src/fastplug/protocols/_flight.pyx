@@ -13,9 +13,6 @@ from fastplug._wire cimport FRAME_CANCEL, FRAME_ERROR, FRAME_REPLY, FrameHeader,
 from fastplug.protocols._reading cimport Reading
 from fastplug.protocols._turn cimport ANSWERED, FAILED, GIVEN_UP, PENDING, Pending, Turn
 
-from fastplug._wire_words import Unbuilt
-from fastplug.errors import DeadlineExceeded, RemoteError
-
 
 cdef class Flight(Pending):
     """The items of a map between their requests and the taking of their results.
@@ -129,8 +126,8 @@ cdef class Flight(Pending):
             return False
         try:
             value = (<Reading>caller).result_of(header, self.codec, place.until)
-        except (RemoteError, Unbuilt, DeadlineExceeded) as error:
-            state, value = FAILED, error
+        except Exception as error:
+            state, value = FAILED, (<Reading>caller).of_call(header, self.codec, error)
         if place.number != header.call or place.caller != <PyObject*>caller or place.state != PENDING:
             place = self.place_of(caller, header.call)      # while it was decoded others took results, and places were exchanged
         if place != NULL:

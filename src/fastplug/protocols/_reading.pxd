@@ -16,6 +16,8 @@ cdef class Reading(Turn):
     cdef int stop_feed(self, Pending call) except -1
     cdef int take_item(self, FrameHeader* header, Pending call) except -1
     cdef object result_of(self, FrameHeader* header, MethodCodec codec, int64_t until)
+    cdef object spoilt(self, FrameHeader* header, MethodCodec codec, object error)
+    cdef object of_call(self, FrameHeader* header, MethodCodec codec, object error)
     cdef int dispatch(self, FrameHeader* header) except -1
     cdef int settle(self, FrameHeader* header, Pending call) except -1
     cdef int run_asked(self) except -1

@@ -147,7 +147,6 @@ cdef class Reading(Turn):
             return self.signal(FRAME_END, call.number, NULL, 0, 0)
         call.feed_error = error
         memset(&header, 0, sizeof(FrameHeader))
-        self.enc.reset()
         encode_error(self.enc, error)
         self.spill(&header)
         header.kind = FRAME_ERROR
@@ -248,7 +247,8 @@ cdef class Reading(Turn):
             return call.finish(ANSWERED, None)
         try:
             value = self.result_of(header, call.codec, call.until)
-        except (RemoteError, Unbuilt, DeadlineExceeded) as error:
+        except Exception as raised:
+            error = self.of_call(header, call.codec, raised)
             if call.items is not None:
                 call.items.ended, call.items.error = True, error
             return call.finish(FAILED, error)
@@ -289,20 +289,31 @@ cdef class Reading(Turn):
         return 0
 
     cdef object result_of(self, FrameHeader* header, MethodCodec codec, int64_t until):
+        """What an answer brings. Whoever calls this handles errors with ``spoilt`` or ``of_call``."""
         if header.flags & FLAG_SPILLED:
             self.unspill(header)
         if header.kind == FRAME_ERROR:
             error = decode_error(self.dec, codec.qualified)
             raise seen_by_handler(error) if until else error
-        try:
-            value = codec.decode_result(self.dec)
-        except BaseException as error:
-            if isinstance(error, Unbuilt):
-                skip_rest(self.dec)     # what it did not come to is given back
-            self.link.consumed()
-            raise
+        value = codec.take_result(self.dec)
         self.link.consumed()
         return value
+
+    cdef object spoilt(self, FrameHeader* header, MethodCodec codec, object error):
+        """An error of result_of: the frame is done with."""
+        if header.kind == FRAME_ERROR:
+            return error
+        if isinstance(error, Unbuilt):
+            skip_rest(self.dec)         # what it did not come to is given back
+        self.link.consumed()
+        return codec.located(error)
+
+    cdef object of_call(self, FrameHeader* header, MethodCodec codec, object error):
+        """The same, when it is this call's alone; others, which concern the connection, are raised."""
+        error = self.spoilt(header, codec, error)
+        if isinstance(error, (RemoteError, Unbuilt, DeadlineExceeded)):
+            return error
+        raise error
 
     cdef object failure(self, Exception error, str method):
         """What to raise for an error of a call: an end of the link is told by ``lost``, and one who breaks the protocol is not spoken to again."""

@@ -1,5 +1,7 @@
 # Methods as the user sees them, and what they give: calls under way, and streams.
 
+cimport cython
+
 from fastplug.protocols._call cimport Bound, Caller
 from fastplug.protocols._flight cimport Flight
 from fastplug.protocols._pool cimport Pool
@@ -25,10 +27,12 @@ cdef class ResultStream:
     cdef object fetch(self, bint* found)
 
 
+@cython.final
 cdef class Mapped:
     # What `fastplug.map` gives.
     cdef Remote method
-    cdef object arguments               # an iterator of tuples
+    cdef object arguments               # an iterator of tuples; of the values themselves, where there is only one:
+    cdef bint bare
     cdef Flight flight
     cdef Py_ssize_t in_flight
     cdef Py_ssize_t low                 # so many under way, or fewer: more are sent

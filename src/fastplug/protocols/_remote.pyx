@@ -71,9 +71,9 @@ cdef class Remote(Bound):
         self.lane().submit(call, self, args, kwargs, False)
         return call
 
-    def mapped(self, arguments, in_flight: int, ordered: bool, goes_on: bool):
+    def mapped(self, iterables, in_flight: int, ordered: bool, goes_on: bool):
         """What ``fastplug.map`` gives."""
-        return Mapped(self, arguments, in_flight, ordered, goes_on)
+        return Mapped(self, iterables, in_flight, ordered, goes_on)
 
     def __repr__(self):
         return f"<fastplug method {self.codec.qualified}>"
@@ -338,11 +338,12 @@ cdef class ResultStream:
 cdef class Mapped:
     """An iterator of results, with at most ``in_flight`` calls under way. For one thread at a time."""
 
-    def __init__(self, Remote method not None, arguments, in_flight: int, ordered: bool, goes_on: bool):
+    def __init__(self, Remote method not None, tuple iterables, in_flight: int, ordered: bool, goes_on: bool):
         if method.codec.item is not None:
             raise ConfigError(f"{method.codec.qualified} returns a stream: call it and iterate")
         self.method = method
-        self.arguments = arguments
+        self.bare = len(iterables) == 1 and method.codec.takes_one()
+        self.arguments = iter(iterables[0]) if self.bare else zip(*iterables)
         self.in_flight = min(in_flight, _in_flight_max)
         self.low = self.in_flight - min(BATCH_CALLS, (self.in_flight + 1) // 2)
         self.flight = Flight(method.codec, self.in_flight + 1, ordered)         # one for what ends it
@@ -387,7 +388,7 @@ cdef class Mapped:
     cdef int send(self, list batch) except -1:
         if self.method.codec.has_references:
             return self.submit_each(batch)
-        return self.method.lane().submit_all(self.flight, self.method, batch)
+        return self.method.lane().submit_all(self.flight, self.method, batch, self.bare)
 
     cdef int submit_each(self, list batch) except -1:
         """Calls that pass streams or callbacks have more to them than an answer."""

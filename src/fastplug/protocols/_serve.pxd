@@ -1,5 +1,6 @@
 # The plugin's half of calls over a Link.
 
+cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 from fastplug._wire cimport FrameHeader, MethodCodec, References
@@ -10,6 +11,7 @@ cdef enum Phase:        # of a plain request
     DECODING, RUNNING, ENCODING
 
 
+@cython.final
 cdef class Served:
     # One method that is served.
     cdef MethodCodec codec
@@ -25,11 +27,13 @@ cdef class PluginReferences(References):
     cdef Activation call
 
 
+@cython.final
 cdef class Server(Activity):
     # One connection's serving side: runs handlers one after another on the thread that calls run().
     cdef list interfaces                # index -> list of Served
     cdef PluginReferences references
     cdef object ready                   # Activations whose handler has not been run: a deque
+    cdef bint kept                      # there may be some
     cdef readonly object tasks          # the event loop of the connection
     cdef readonly uint64_t calls
     # The call whose handler runs, for contexts and cancellation. A context is made when the handler, or a cancellation, asks for one.
@@ -49,6 +53,7 @@ cdef class Server(Activity):
     cdef int resume(self, tuple outer) except -1
     cdef bint came(self, uint64_t call) except -1
     cdef int take(self, FrameHeader* header) except -1
+    cdef int go_on(self) except -1
     cdef Served served(self, FrameHeader* header)
     cdef Activation request(self, FrameHeader* header)
     cdef int plain(self, FrameHeader* header, Served served) except -1

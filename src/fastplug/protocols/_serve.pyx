@@ -14,7 +14,7 @@ from libc.string cimport memset
 
 from fastplug._wire cimport (
     FLAG_METADATA, FLAG_SPILLED, FLAG_WAITS, FRAME_ERROR, FRAME_RELEASE, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, FrameHeader, Link, MethodCodec,
-    References, get_metadata, skip_rest,
+    References, Values, VALUES_MAX, drop_values, get_metadata, skip_rest,
 )
 from fastplug.protocols._activity cimport Activation, Activity, Input
 from fastplug.protocols._callbacks cimport CallbackLine, target_of
@@ -58,7 +58,7 @@ cdef class Served:
         self.codec = codec
         self.function = function
         self.asynchronous = is_asynchronous(function)
-        self.plain = not codec.has_references and not self.asynchronous
+        self.plain = not codec.has_references and not self.asynchronous and len(codec.parameters) <= VALUES_MAX
 
 
 cdef class PluginReferences(References):
@@ -203,13 +203,15 @@ cdef class Server(Activity):
     # -- what comes next
 
     cdef bint runnable(self) except -1:
-        return self.link.has_frame() or bool(self.streams) or bool(self.ready) and self.depth <= _NESTED_MAX
+        return self.link.has_frame() or bool(self.streams) or self.kept and bool(self.ready) and self.depth <= _NESTED_MAX
 
     cdef int step(self) except -1:
         """One frame, one handler, or one item."""
         cdef FrameHeader header
-        if self.ready and self.depth <= _NESTED_MAX:
-            return self.run_one(self.ready.popleft())
+        if self.kept and self.depth <= _NESTED_MAX:
+            if self.ready:
+                return self.run_one(self.ready.popleft())
+            self.kept = False
         if self.streams and not self.link.has_frame():
             if self.stopping:
                 raise EOFError
@@ -218,6 +220,18 @@ cdef class Server(Activity):
         if self.line.released and not self.link.has_frame():
             self.line.tell_released()
         if self.link.receive(&header, self.dec, fp_now_ns() + RELEASE_SLICE_NS if self.line.alive else 0):
+            self.take(&header)
+            if not self.depth:
+                self.go_on()
+        return 0
+
+    cdef int go_on(self) except -1:
+        """The frames behind one, up to a batch, while it is their turn: all else comes after frames but what is in ``ready``."""
+        cdef FrameHeader header
+        cdef int frames
+        for frames in range(1, BATCH_ANSWERS):
+            if self.kept or not self.link.has_frame() or not self.link.receive(&header, self.dec, 1):
+                return 0
             self.take(&header)
         return 0
 
@@ -228,6 +242,7 @@ cdef class Server(Activity):
         if len(self.ready) >= _QUEUED_MAX:
             raise RemoteProtocolError(f"the host has more than {_QUEUED_MAX} requests under way")
         self.ready.append(self.request(header))
+        self.kept = True
         return 0
 
     cdef int take(self, FrameHeader* header) except -1:
@@ -242,10 +257,12 @@ cdef class Server(Activity):
         return self.run_one(self.request(header))
 
     cdef Served served(self, FrameHeader* header):
-        cdef list methods = self.interfaces[header.interface] if header.interface < len(self.interfaces) else None
-        if methods is None or header.method >= len(methods):
-            raise RemoteProtocolError(f"the host called method {header.method} of interface {header.interface}; there is none")
-        return <Served>methods[header.method]
+        cdef list methods
+        if header.interface < len(self.interfaces):
+            methods = <list>self.interfaces[header.interface]
+            if header.method < len(methods):
+                return <Served>methods[header.method]
+        raise RemoteProtocolError(f"the host called method {header.method} of interface {header.interface}; there is none")
 
     cdef Activation request(self, FrameHeader* header):
         """A request with its arguments decoded."""
@@ -278,15 +295,19 @@ cdef class Server(Activity):
 
     cdef int plain(self, FrameHeader* header, Served served) except -1:
         """A request without streams and callbacks: the fast road."""
+        cdef Values values
         cdef MethodCodec codec = served.codec
-        cdef tuple values = None, outer = None
+        cdef tuple outer = None
+        cdef dict metadata = None
+        cdef object result = None
         cdef Phase phase = DECODING
         cdef bint lazy = False
-        if header.flags & FLAG_SPILLED:
+        values.count = 0
+        if header.flags:
             self.unspill(header)
-        metadata = get_metadata(self.dec) if header.flags & FLAG_METADATA else None
+            metadata = get_metadata(self.dec) if header.flags & FLAG_METADATA else None
         try:
-            values = codec.decode_arguments(self.dec)
+            codec.decode_values(self.dec, &values)
             self.link.consumed()
             self.calls += 1
             lazy = self.open_batch(served)
@@ -299,21 +320,25 @@ cdef class Server(Activity):
                 self.metadata, self.context, self.current = metadata, None, None
             if FP_DEBUG:
                 fp_point("handler about to run")
-            self.check_wanted(self.came(header.call))
-            result = codec.call(served.function, values)
+            if self.came(header.call):
+                self.check_wanted(True)
+            result = codec.call_values(served.function, &values)
             phase = ENCODING
             self.left(outer)
-            values = None               # arguments go back before the reply does, so that the host can use their memory again at once
-            self.check_home()
+            drop_values(&values)        # arguments go back before the reply does, so that the host can use their memory again at once
+            if not self.at_home():
+                self.check_home()
             self.enc.reset()
-            codec.encode_result(self.enc, result)
+            codec.put_result(self.enc, result)
             result = None
-        except BaseException as error:  # SystemExit too: a handler must not end the plugin by raising
-            values = None
+        except BaseException as raised: # SystemExit too: a handler must not end the plugin by raising
+            error = codec.unfit_result(result, raised) if phase == ENCODING and self.at_home() else raised
+            result = None
+            drop_values(&values)
             if phase == RUNNING:
                 self.left(outer)
             if not self.at_home() or phase == DECODING and not isinstance(error, Unbuilt):
-                raise
+                raise codec.located(error)
             self.pack_error(self.unbuilt(header, error) if phase == DECODING else error)
             self.answer(header, FRAME_ERROR)
             return self.close_batch(served, False)

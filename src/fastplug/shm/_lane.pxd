@@ -2,6 +2,7 @@
 #
 # State of a lane: OPEN -> GONE (the peer is gone or the end was asked for: what is in the ring is still delivered, then EOFError).
 
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from fastplug._wire cimport Decoder, FrameHeader, Link
@@ -24,6 +25,7 @@ cdef enum:
     STAGE_BYTES = 4096                  # 16 answers of 200 bytes; whatever is larger goes to the ring itself
 
 
+@cython.final
 cdef class Lane(Link):
     # Shared memory. Each side writes only its own segment.
     cdef Segment my_segment
@@ -66,6 +68,9 @@ cdef class Lane(Link):
     cdef int drop_holds(self) except -1
     cdef int _settle_holds(self) except -1
     cdef uint64_t _inbound(self) except? 0xFFFFFFFFFFFFFFFF
+    cdef int _lost_tail(self, uint64_t published) except -1
+    cdef int _cut_off(self, uint32_t size, uint64_t published) except -1
+    cdef int _bad_pad(self, uint64_t need, uint64_t index) except -1
     cdef int _take(self, FrameHeader* header, Decoder dec) except -1
     cdef int _wait_data(self, int64_t until_ns) except -1
     cdef int _wait_space(self, uint64_t need, int64_t until_ns) except -1

@@ -288,8 +288,11 @@ cdef class Lane(Link):
         """Bytes that the peer has published and this side has not consumed."""
         cdef uint64_t published = fp_load_position(&self.theirs.tail) - self.head
         if published > self.in_bytes or published & 63:
-            raise RemoteProtocolError(f"the peer's tail is {published} bytes ahead in a ring of {self.in_bytes}")
+            self._lost_tail(published)
         return published
+
+    cdef int _lost_tail(self, uint64_t published) except -1:
+        raise RemoteProtocolError(f"the peer's tail is {published} bytes ahead in a ring of {self.in_bytes}")
 
     cdef int _take(self, FrameHeader* header, Decoder dec) except -1:
         """Copies the next frame out of the ring: 1, or 0 when it was only padding. There must be one."""
@@ -303,13 +306,12 @@ cdef class Lane(Link):
             fp_prefetch(self.in_ring + (index + need & (self.in_bytes - 1)))
             fp_prefetch(self.in_ring + (index + need + 64 & (self.in_bytes - 1)))
         if need > published or need > self.in_bytes - index:
-            raise RemoteProtocolError(f"a frame of {header.size} bytes does not fit what the peer published ({published} bytes)")
+            self._cut_off(header.size, published)
         if header.kind != FRAME_PAD:
             check_header(header)
             memcpy(dec.fill(header.size), self.in_ring + index + HEADER_BYTES, header.size)
         elif not index or need != self.in_bytes - index:
-            # so a frame follows each padding, and nobody is kept busy with padding alone
-            raise RemoteProtocolError(f"{need} bytes of padding came at {index} in a ring of {self.in_bytes}; it fills the end of the ring and nothing else")
+            self._bad_pad(need, index)  # so a frame follows each padding, and nobody is kept busy with padding alone
         if FP_DEBUG:
             fp_point("frame copied, not consumed")
         self.head += need
@@ -324,6 +326,12 @@ cdef class Lane(Link):
         if self.held_leases:
             self.drop_holds()           # a reply has come: the peer has read what was sent before
         return 1
+
+    cdef int _cut_off(self, uint32_t size, uint64_t published) except -1:
+        raise RemoteProtocolError(f"a frame of {size} bytes does not fit what the peer published ({published} bytes)")
+
+    cdef int _bad_pad(self, uint64_t need, uint64_t index) except -1:
+        raise RemoteProtocolError(f"{need} bytes of padding came at {index} in a ring of {self.in_bytes}; it fills the end of the ring and nothing else")
 
     cdef int consumed(self) except -1:
         if self.decoding:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastplug.contexts import METADATA
@@ -416,11 +416,11 @@ class Remote:
 
         return submitted(self, args, kwargs)
 
-    def mapped(self, arguments: Iterator[tuple[Any, ...]], in_flight: int, ordered: bool, goes_on: bool) -> GrpcMapped:
+    def mapped(self, iterables: tuple[Iterable[Any], ...], in_flight: int, ordered: bool, goes_on: bool) -> GrpcMapped:
         """What ``fastplug.map`` gives."""
         from fastplug.protocols.grpc.many import GrpcMapped
 
-        return GrpcMapped(self, arguments, in_flight, ordered, goes_on)
+        return GrpcMapped(self, zip(*iterables, strict=False), in_flight, ordered, goes_on)
 
     def __repr__(self) -> str:
         return f"<fastplug method {self.codec.qualified}>"
