@@ -102,7 +102,8 @@ cdef class MethodCodec:
     cdef tuple decode_arguments(self, Decoder dec)                                      # RemoteProtocolError
     cdef int decode_values(self, Decoder dec, Values* values) except -1                 # also what it came to before it raised
     cdef object call(self, object function, tuple values)                              # what function raises
-    cdef object call_values(self, object function, Values* values)
+    # The same of decode_values. owner: the object whose method it is, when function is what is under the bound method; or NULL.
+    cdef object call_values(self, object function, PyObject* owner, Values* values)
     cdef PyObject* names(self) noexcept                                                 # of the keyword-only values, which come last
     cdef int encode_result(self, Encoder enc, object value) except -1                   # ResultError
     cdef int put_result(self, Encoder enc, object value) except -1

@@ -175,8 +175,11 @@ cdef class MethodCodec:
     cdef object call(self, object function, tuple values):
         return PyObject_Vectorcall(function, &(<PyTupleObject*>values).ob_item[0], self.positional, self.names())
 
-    cdef object call_values(self, object function, Values* values):
-        return PyObject_Vectorcall(function, values.items, self.positional | PY_VECTORCALL_ARGUMENTS_OFFSET, self.names())
+    cdef object call_values(self, object function, PyObject* owner, Values* values):
+        if owner == NULL:
+            return PyObject_Vectorcall(function, values.items, self.positional | PY_VECTORCALL_ARGUMENTS_OFFSET, self.names())
+        values.spare = owner
+        return PyObject_Vectorcall(function, &values.spare, self.positional + 1, self.names())
 
     cdef PyObject* names(self) noexcept:
         return <PyObject*>self.keyword_only if self.keyword_only else NULL

@@ -85,6 +85,24 @@ def test_many_times_around() -> None:
     assert one.positions[0] > 20 * RING_BYTES
 
 
+@pytest.mark.parametrize("together", [3, 7, 16, 23])
+@pytest.mark.parametrize("size", [0, 30, 90, 300, INLINE_LIMIT])
+def test_many_together_times_around(together: int, size: int) -> None:
+    """Frames that are published together come to lie at the end of the ring and at its start, with padding between and without."""
+    one, other = lanes()
+    number = 0
+    while one.positions[0] < 3 * RING_BYTES:
+        sent = [frame(bytes([n % 251]) * size, call=n) for n in range(number, number + min(together, RING_BYTES // (3 * twin.rounded(size))))]
+        number += len(sent)
+        one.lazy = True
+        for each in sent[:-1]:
+            one.send_frame(each, NOW)
+        one.lazy = False
+        one.send_frame(sent[-1], NOW)
+        assert [other.receive_frame(NOW) for _ in sent] == sent
+        assert other.receive_frame(NOW) is None
+
+
 def test_full_ring_and_deadline() -> None:
     one, other = lanes()
     sent = []

@@ -8,7 +8,9 @@ docs/decisions/2026-11-26-many-calls.md says why.
 import collections
 import contextvars
 import functools
+import types
 
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -57,6 +59,7 @@ cdef class Served:
     def __init__(self, MethodCodec codec not None, function):
         self.codec = codec
         self.function = function
+        self.bare, self.owner = (function.__func__, function.__self__) if type(function) is types.MethodType else (function, None)
         self.asynchronous = is_asynchronous(function)
         self.plain = not codec.has_references and not self.asynchronous and len(codec.parameters) <= VALUES_MAX
 
@@ -230,7 +233,7 @@ cdef class Server(Activity):
         cdef FrameHeader header
         cdef int frames
         for frames in range(1, BATCH_ANSWERS):
-            if self.kept or not self.link.has_frame() or not self.link.receive(&header, self.dec, 1):
+            if self.kept or not self.link.receive(&header, self.dec, 1):        # 1: a time in the past
                 return 0
             self.take(&header)
         return 0
@@ -322,7 +325,7 @@ cdef class Server(Activity):
                 fp_point("handler about to run")
             if self.came(header.call):
                 self.check_wanted(True)
-            result = codec.call_values(served.function, &values)
+            result = codec.call_values(served.bare, <PyObject*>served.owner if served.owner is not None else NULL, &values)
             phase = ENCODING
             self.left(outer)
             drop_values(&values)        # arguments go back before the reply does, so that the host can use their memory again at once
