@@ -174,6 +174,19 @@ static inline void fp_publish_head(fp_lane *mine, const fp_lane *theirs, uint64_
 /* Does the peer run (as far as it last said) on the CPU that we are on? Then spinning only keeps it from running. */
 static inline int fp_shares_cpu(const fp_lane *theirs) { return __atomic_load_n(&theirs->cpu, __ATOMIC_RELAXED) == fp_cpu(); }
 
+/* Moves this thread to another of the CPUs that it may use, at once: 0 when there is none, or it may not say so. */
+static inline int fp_leave_cpu(void) {
+    cpu_set_t allowed, others;
+    if (sched_getaffinity(0, sizeof allowed, &allowed))
+        return 0;
+    others = allowed;
+    CPU_CLR(fp_cpu(), &others);
+    if (!CPU_COUNT(&others) || sched_setaffinity(0, sizeof others, &others))
+        return 0;
+    sched_setaffinity(0, sizeof allowed, &allowed);
+    return 1;
+}
+
 /* Spins until *word differs from `seen`, at most budget_ns: 1 when it does. Reads the clock once per 32 looks (about 1 us). */
 static inline int fp_spin(const uint64_t *word, uint64_t seen, int64_t budget_ns) {
     int64_t start = 0;

@@ -28,6 +28,7 @@ cdef extern from "_atomics.h" nogil:
     void fp_wake_doorbell(const fp_lane*)
     void fp_publish_head(fp_lane*, const fp_lane*, uint64_t)
     int fp_shares_cpu(const fp_lane*)
+    int fp_leave_cpu()
     int fp_spin(const uint64_t*, uint64_t, int64_t)
     void fp_sleep(uint32_t*, const uint64_t*, uint64_t, int64_t, const int32_t*)
     int fp_arm(uint32_t*, const uint64_t*, uint64_t)
@@ -73,6 +74,18 @@ cdef int64_t SLEEP_MIN_NS = 50_000
 # Whoever waits for space and cannot read what came (only its user can) looks this often whether that has changed.
 cdef int64_t STUCK_SLICE_NS = 5_000_000
 
+# A kernel may leave two processes that wake each other in turns on one CPU, with others idle: a guest of KVM does, which takes idle CPUs for
+# preempted ones (measured: 7 us a call instead of 0.6, until something else came). After so many waits in a row, none further apart than
+# SHARED_GAP_NS, one of them goes to another CPU: the host, and the plugin only if the host cannot, or they would go together.
+HOST_PATIENCE = 16
+PLUGIN_PATIENCE = 64
+# Where that does not help, as when all CPUs are busy, it is tried ever more seldom: each time costs some 50 us.
+PATIENCE_MAX = 1 << 14
+cdef int _PATIENCE_MAX = PATIENCE_MAX
+cdef int64_t SHARED_GAP_NS = 100_000
+# So many waits that ended while spinning, and all is well again.
+cdef uint64_t WELL_SPINS = 1024
+
 cdef int64_t _SPIN_HOLDING_GIL_NS = SPIN_HOLDING_GIL_NS
 cdef int64_t _SPIN_NS = SPIN_NS
 
@@ -108,12 +121,13 @@ cdef class Lane(Link):
         theirs: the peer's, attached.
         slice_ns: longest single sleep.
         first: the connection's first lane, when this is a further one.
+        patience: waits on one CPU with the peer before this side leaves it.
 
     Raises:
         RemoteProtocolError: the peer's segment is no lane of this version.
     """
 
-    def __init__(self, mine: Segment, theirs: Segment, slice_ns: int = HOST_SLICE_NS, Lane first=None):
+    def __init__(self, mine: Segment, theirs: Segment, slice_ns: int = HOST_SLICE_NS, Lane first=None, patience: int = HOST_PATIENCE):
         cdef fp_lane header
         if not mine.writable:
             raise LocalProtocolError("a lane writes to a segment of its own process; this one is a peer's")
@@ -138,6 +152,7 @@ cdef class Lane(Link):
         self.in_bytes = ring_bytes
         self.inline_limit = self.out_bytes // INLINE_FRACTION
         self.slice_ns = slice_ns
+        self.patience_least = self.patience = patience
         self.may_spin = fp_online_cpus() > 1
         self.peer_fd = -1
         self.backlog = collections.deque()
@@ -371,7 +386,7 @@ cdef class Lane(Link):
         cdef int64_t left = _SPIN_HOLDING_GIL_NS + _SPIN_NS
         cdef int64_t holding
         cdef const uint64_t* word = &self.theirs.tail
-        cdef bint spin = self.may_spin and not fp_shares_cpu(self.theirs)
+        cdef bint spin = self.may_spin and (not fp_shares_cpu(self.theirs) or self.head_lane().leaves_cpu())
         self.flush()
         if until_ns:
             left = min(left, until_ns - fp_now_ns())
@@ -381,12 +396,14 @@ cdef class Lane(Link):
         left -= holding
         if spin and fp_spin(word, self.head, holding):
             self.spins += 1
+            self.head_lane().spun()
             return 1
         if spin and left:
             with nogil:
                 spin = fp_spin(word, self.head, left)
             if spin:
                 self.spins += 1
+                self.head_lane().spun()
                 return 1
         self.sleeps += 1
         if self.told_head != self.head:
@@ -407,6 +424,28 @@ cdef class Lane(Link):
                 fp_sleep(&self.mine.waiting_data, word, self.head, left, &self.gone)
             PyErr_CheckSignals()
         return 1
+
+    cdef bint leaves_cpu(self) noexcept:
+        """The peer runs on our CPU, again: whether we do so no more."""
+        cdef int64_t now = fp_now_ns()
+        self.shared_waits = self.shared_waits + 1 if now - self.shared_at < SHARED_GAP_NS else 1
+        self.shared_at = now
+        if self.shared_waits < self.patience:
+            return False
+        self.shared_waits = 0
+        self.patience = min(2 * self.patience, _PATIENCE_MAX)
+        if not fp_leave_cpu():
+            return False
+        self.moves += 1
+        return True
+
+    cdef void spun(self) noexcept:
+        self.well += 1
+        if not self.well % WELL_SPINS:
+            self.patience = self.patience_least
+
+    cdef Lane head_lane(self):
+        return self if self.first is None else self.first
 
     # -- event loops that wait
 

@@ -12,8 +12,6 @@ cdef class Lanes:
     cdef list lanes
     cdef const uint64_t* words[LANES_MAX]
     cdef uint64_t seen[LANES_MAX]
-    cdef readonly uint64_t spins        # waits that ended while spinning, and that slept
-    cdef readonly uint64_t sleeps
     cdef int add(self, Lane lane) except -1
     # Waits until one of them has a frame, at most until then (0: as long as the peer lives): that lane; LANES_MAX: look at all, or the time
     # is up. `hot` is the lane that was used last. EOFError when the peer is gone.

@@ -82,6 +82,7 @@ class SharedMemory:
         strict: CopyRequired instead of copies.
         slice_ns: longest sleep of a waiter.
         loops: event loops of this side wait for frames (a host's do): it takes eventfds that the peer writes.
+        patience: waits on one CPU with the peer before this side leaves it.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class SharedMemory:
         slice_ns: int,
         shared: Arena | None = None,
         loops: bool = False,
+        patience: int = _lane.HOST_PATIENCE,
     ) -> None:
         self.control = control
         self.peer = peer
@@ -101,6 +103,7 @@ class SharedMemory:
         self._shared = shared is not None
         self._strict = strict
         self._slice_ns = slice_ns
+        self._patience = patience
         self._loops = loops
         self._peer_loops = False
         self._lane_segment: Segment | None = _lane.create_segment()
@@ -160,7 +163,7 @@ class SharedMemory:
         lane_segment, table, first = _attached(
             body, fds, {"lane": 1 << 30, "table_bytes": 1 << 30, "segment": MAX_SEGMENT_BYTES}, "segment"
         )
-        self.lane = _lane.Lane(self._lane_segment, lane_segment, self._slice_ns)
+        self.lane = _lane.Lane(self._lane_segment, lane_segment, self._slice_ns, None, self._patience)
         self.ledger = Ledger(self.arena, self.peer, self._announce, self._await_room)
         self.ledger.add_table(table, _count(body, "table", 1 << 20))
         self.ledger.mark_announced(0)
@@ -176,7 +179,7 @@ class SharedMemory:
         further = fds[1:]
         with _closed_on_error(further):
             (theirs,) = _attached(body, fds[:1], {"bytes": 1 << 30})
-            lane = _lane.Lane(mine, theirs, self._slice_ns, self.lane)
+            lane = _lane.Lane(mine, theirs, self._slice_ns, self.lane, self._patience)
         self._take_eventfd(lane, body, further)
         port = ArenaPort(self.arena, self.ledger, self.borrowed, lane, self._strict)
         if self.port is not None:

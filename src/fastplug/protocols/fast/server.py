@@ -19,6 +19,7 @@ from fastplug.protocols.fast.lanes import PluginLanes, lanes_offered
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.offering import announced, handlers
 from fastplug.shm import files
+from fastplug.shm._lane import PLUGIN_PATIENCE
 from fastplug.shm.watcher import watcher
 
 if TYPE_CHECKING:
@@ -90,7 +91,12 @@ class FastServer:
             answer |= {"workers": workers, "lanes": lanes_offered(workers, shared=self._transport == "shm")}
         if self._transport == "shm":
             memory = SharedMemory(
-                self._control, "the host", limit_bytes=self._context.config.arena_limit_bytes, strict=False, slice_ns=SLICE_NS
+                self._control,
+                "the host",
+                limit_bytes=self._context.config.arena_limit_bytes,
+                strict=False,
+                slice_ns=SLICE_NS,
+                patience=PLUGIN_PATIENCE,
             )
             memory.accept(body, fds)
             assert memory.lane is not None
