@@ -11,6 +11,7 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from fastplug._wire_buffer cimport (
     MESSAGE_MAX, ArrayPort, Codec, Decoder, Encoder, Memory, References, length, skip_array_data, skip_array_head, skip_rest, skip_value,
 )
+from fastplug._wire_errors cimport decode_error, encode_error
 
 cdef enum:
     HEADER_BYTES = 32
@@ -116,11 +117,6 @@ cdef class MethodCodec:
     cdef int encode_fed(self, Encoder enc, object value) except -1                      # of the argument: ArgumentError
     cdef object decode_fed(self, Decoder dec)
     cdef object _decoded(self, Decoder dec, Codec codec)
-
-
-# The payload of FRAME_ERROR (wire.md, "Errors"), from the start; of a plain one when this one cannot be encoded.
-cdef int encode_error(Encoder enc, object error) except -1
-cdef object decode_error(Decoder dec, str method, str raised_by=*)   # -> fastplug.errors.RemoteError (never raises it)
 
 
 cdef class Link:

@@ -1,4 +1,4 @@
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, final
 
 from typing_extensions import disjoint_base
 
@@ -11,8 +11,9 @@ from fastplug._wire_buffer import References as References
 from fastplug._wire_buffer import live as live
 from fastplug._wire_containers import compile_node as compile_node
 from fastplug._wire_containers import has_arrays as has_arrays
+from fastplug._wire_errors import pack_error as pack_error
+from fastplug._wire_errors import unpack_error as unpack_error
 from fastplug._wire_words import Unfit as Unfit
-from fastplug.errors import RemoteError
 from fastplug.interfaces import Method
 
 __all__ = [
@@ -52,7 +53,7 @@ class Header(NamedTuple):
     blocks: int
     remaining_ns: int
 
-@disjoint_base
+@final
 class MethodCodec:
     @property
     def interface(self) -> str: ...
@@ -102,8 +103,6 @@ class PyLink(Link):
     def send_frame(self, frame: bytes, until_s: float | None) -> None: ...
     def receive_frame(self, until_s: float | None) -> bytes | None: ...
 
-def pack_error(error: BaseException) -> bytes: ...
-def unpack_error(data: _Data, method: str = "", raised_by: str = "plugin") -> RemoteError: ...
 def pack_header(
     size: int,
     kind: int,

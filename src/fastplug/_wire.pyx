@@ -1,7 +1,7 @@
 # What a method makes of values, and frames. _wire.pxd is the header one reads; docs/wire.md specifies the bytes.
 #
-# _wire is four modules: _wire_buffer (memory and primitives), _wire_scalars and _wire_containers (one small Codec class per kind), and
-# this one. A value that does not fit raises Unfit and grows its path on the way out; MethodCodec turns it into ArgumentError or
+# _wire is five modules: _wire_buffer (memory and primitives), _wire_scalars and _wire_containers (one small Codec class per kind),
+# _wire_errors, and this one. A value that does not fit raises Unfit and grows its path on the way out; MethodCodec turns it into ArgumentError or
 # ResultError. Whatever the peer may have caused is RemoteProtocolError. _wire_words holds what only failing calls need.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -9,17 +9,18 @@ from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.string cimport memcpy
 
-from fastplug._wire_buffer cimport Tag, broken, confused, expect, finish, length, load, put_head, tag_of, tuple_of
+from fastplug._wire_buffer cimport broken, finish, load, tuple_of
 
 from collections import namedtuple
 
 from fastplug import _wire_words as words
 from fastplug._wire_buffer import live
 from fastplug._wire_containers import compile_node, has_arrays
+from fastplug._wire_errors import pack_error, unpack_error
 from fastplug._wire_words import Unfit
 from fastplug.annotation import MISSING, Kind, TypeNode, has_references
 from fastplug.contexts import METADATA_BYTES_MAX, METADATA_ENTRIES_MAX
-from fastplug.errors import LocalProtocolError, RemoteProtocolError, remote_error
+from fastplug.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
     "ArrayPort", "Codec", "Decoder", "Encoder", "Header", "HandoverLink", "Link", "MESSAGE_BYTES_MAX", "Memory", "MethodCodec", "PyLink", "References", "Unfit",
@@ -265,87 +266,7 @@ cdef class MethodCodec:
         return self.decode_result(dec)
 
 
-# The types of the five parts of an error, and of what its args may be (wire.md, "Errors").
-cdef Codec TEXT = compile_node(TypeNode(Kind.STR))
-cdef Codec NAMES = compile_node(TypeNode(Kind.LIST, (TypeNode(Kind.STR),)))
 cdef Codec TEXTS_BY_TEXT = compile_node(TypeNode(Kind.DICT, (TypeNode(Kind.STR), TypeNode(Kind.STR))))
-cdef dict PLAIN = {
-    cls: compile_node(TypeNode(kind))
-    for cls, kind in ((type(None), Kind.NONE), (bool, Kind.BOOL), (int, Kind.INT), (float, Kind.FLOAT), (str, Kind.STR), (bytes, Kind.BYTES))
-}
-cdef dict PLAIN_BY_TAG = {
-    Tag.NONE: PLAIN[type(None)], Tag.FALSE: PLAIN[bool], Tag.TRUE: PLAIN[bool], Tag.INT64: PLAIN[int], Tag.INT: PLAIN[int], Tag.FLOAT: PLAIN[float],
-    Tag.STR: PLAIN[str], Tag.BYTES: PLAIN[bytes],
-}
-
-
-cdef int put_plain(Encoder enc, object value) except -1:
-    # wire.md, "Errors": the args of an exception, whose types are not declared.
-    cdef Codec codec = PLAIN[type(value)]
-    return codec.encode(enc, value)
-
-
-cdef object plain_of(Decoder dec):
-    cdef int tag = dec.data[dec.pos] if dec.pos < dec.size else -1
-    cdef Codec codec = PLAIN_BY_TAG.get(tag)
-    if codec is None:
-        raise confused(dec, "a plain value", tag_of(dec))
-    return codec.decode(dec)
-
-
-cdef int encode_error(Encoder enc, object error) except -1:
-    enc.reset()
-    try:
-        return put_error(enc, error)
-    except Exception as broken:
-        enc.reset()
-        return put_error(enc, RuntimeError(f"{type(error).__name__}, which could not be encoded: {type(broken).__name__}"))
-
-
-cdef int put_error(Encoder enc, object error) except -1:
-    type_name, bases, message, args, traceback = words.exception_record(error)
-    put_head(enc, Tag.TUPLE, 5)
-    TEXT.encode(enc, type_name)
-    NAMES.encode(enc, bases)
-    TEXT.encode(enc, message)
-    put_head(enc, Tag.LIST, len(args))
-    for arg in args:
-        put_plain(enc, arg)
-    TEXT.encode(enc, traceback)
-    return 0
-
-
-cdef object decode_error(Decoder dec, str method, str raised_by="plugin"):
-    cdef Py_ssize_t count, i
-    if tag_of(dec) != Tag.TUPLE:
-        raise broken(dec, "an error that is no tuple")
-    if length(dec) != 5:
-        raise broken(dec, "an error that has not five parts")
-    type_name = TEXT.decode(dec)
-    bases = NAMES.decode(dec)
-    message = TEXT.decode(dec)
-    expect(dec, NAMES, Tag.LIST)
-    count = length(dec)
-    args = [plain_of(dec) for i in range(count)]
-    traceback = TEXT.decode(dec)
-    finish(dec)
-    return remote_error(type_name, bases, message, args, words.cut_tail(traceback), method, raised_by)
-
-
-def pack_error(error):
-    """The payload of an ERROR frame for a live exception."""
-    cdef Encoder enc = Encoder()
-    encode_error(enc, error)
-    return PyBytes_FromStringAndSize(<char*>enc.data, enc.size)
-
-
-def unpack_error(data, str method="", str raised_by="plugin"):
-    """The RemoteError that the payload of an ERROR frame stands for. Raises RemoteProtocolError."""
-    cdef Decoder dec = Decoder()
-    load(dec, data)
-    return decode_error(dec, method, raised_by)
-
-
 # A tag and a length stand in front of a dict, and of each text in it.
 cdef enum:
     METADATA_HEAD = 5

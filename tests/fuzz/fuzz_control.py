@@ -15,7 +15,7 @@ from typing import Any
 from fastplug.errors import PluginError
 from fastplug.protocols.fast.control import Control, close_all
 from fastplug.protocols.fast.memory import SharedMemory
-from fastplug.shm import _lane
+from fastplug.shm import _rings
 from fastplug.shm._segment import Segment, live
 
 HEAD = struct.Struct("<IHH")
@@ -35,7 +35,7 @@ class Fds:
     """Segments of every kind that a message may carry, and some that it may not."""
 
     def __init__(self) -> None:
-        self.segments = [_lane.create_segment(), Segment.create(65536), Segment.create(4096), Segment.create(4 << 20)]
+        self.segments = [_rings.create_segment(), Segment.create(65536), Segment.create(4096), Segment.create(4 << 20)]
         self.plain = os.memfd_create("plain")
         self.null = os.open("/dev/null", os.O_RDONLY)
 

@@ -12,7 +12,7 @@ from tests.unit.two_ends import NOW, RING_BYTES, attached
 
 from fastplug._wire import pack_header, unpack_header
 from fastplug.errors import DeadlineExceeded, RemoteProtocolError
-from fastplug.shm import _lane
+from fastplug.shm import _lane, _rings
 from fastplug.shm._lane import Lane
 
 LIMIT = RING_BYTES // _lane.INLINE_FRACTION
@@ -26,7 +26,7 @@ def frame(rng: random.Random) -> bytes:
 
 def check_honest(rng: random.Random) -> None:
     """The twin writes, the lane reads; the lane writes, the twin reads."""
-    mine, theirs = _lane.create_segment(RING_BYTES), _lane.create_segment(RING_BYTES)
+    mine, theirs = _rings.create_segment(RING_BYTES), _rings.create_segment(RING_BYTES)
     lane, writer = Lane(mine, attached(theirs)), twin.Writer(theirs.write, RING_BYTES)
     coming: collections.deque[bytes] = collections.deque()
     read = 0
@@ -58,7 +58,7 @@ def bounded(error: RemoteProtocolError) -> None:
 
 
 def check_hostile(rng: random.Random) -> None:
-    mine, theirs = _lane.create_segment(RING_BYTES), _lane.create_segment(RING_BYTES)
+    mine, theirs = _rings.create_segment(RING_BYTES), _rings.create_segment(RING_BYTES)
     lane, writer = Lane(mine, attached(theirs)), twin.Writer(theirs.write, RING_BYTES)
     try:
         for _ in range(rng.randrange(1, 60)):

@@ -28,7 +28,7 @@ LAYERS = (
         "structs",
     ),
     # languages
-    ("_wire", "_wire_arrow", "_wire_buffer", "_wire_containers", "_wire_scalars", "_wire_words", "yamux"),
+    ("_wire", "_wire_arrow", "_wire_buffer", "_wire_containers", "_wire_errors", "_wire_scalars", "_wire_words", "yamux"),
     # resources
     ("net", "process", "shm"),
     # agreement
@@ -50,6 +50,7 @@ PURE = (
     "_wire",
     "_wire_buffer",
     "_wire_containers",
+    "_wire_errors",
     "_wire_scalars",
     "_wire_words",
     "handshake",

@@ -16,7 +16,7 @@ from tests.unit.two_ends import HEADER_BYTES, NOW, RING_BYTES, SOON_S, attached,
 
 from fastplug._wire import pack_header
 from fastplug.errors import DeadlineExceeded, LocalProtocolError, RemoteProtocolError
-from fastplug.shm import _lane
+from fastplug.shm import _lane, _rings
 from fastplug.shm._lane import Lane
 from fastplug.shm._segment import Segment
 from fastplug.shm.watcher import wake_until_awake
@@ -92,7 +92,9 @@ def test_many_together_times_around(together: int, size: int) -> None:
     one, other = lanes()
     number = 0
     while one.positions[0] < 3 * RING_BYTES:
-        sent = [frame(bytes([n % 251]) * size, call=n) for n in range(number, number + min(together, RING_BYTES // (3 * twin.rounded(size))))]
+        sent = [
+            frame(bytes([n % 251]) * size, call=n) for n in range(number, number + min(together, RING_BYTES // (3 * twin.rounded(size))))
+        ]
         number += len(sent)
         one.lazy = True
         for each in sent[:-1]:
@@ -124,9 +126,9 @@ def test_full_ring_and_deadline() -> None:
 
 def test_a_deadline_that_is_over_does_not_wait_even_when_there_is_nothing() -> None:
     one, other = lanes()
-    before = other.spins, other.sleeps
+    before = other.placement.spins, other.placement.sleeps
     assert other.receive_frame(NOW) is None
-    assert (other.spins, other.sleeps) == before
+    assert (other.placement.spins, other.placement.sleeps) == before
     one.send_frame(frame(b"x"))
     assert other.receive_frame(NOW) == frame(b"x"), "what is there is delivered, whatever the time"
 
@@ -202,7 +204,7 @@ def test_a_waiter_sleeps_and_is_woken() -> None:
             thread.join(SOON_S)
             assert not thread.is_alive()
         assert got == [frame(b"wake", call=number) for number in range(50)]
-        assert other.sleeps >= 50
+        assert other.placement.sleeps >= 50
         assert not other.wake()
     finally:
         _lane.set_spin(holding_gil_ns=_lane.SPIN_HOLDING_GIL_NS, released_ns=_lane.SPIN_NS)
@@ -326,9 +328,9 @@ class Hostile:
     """A peer whose segment the test writes itself."""
 
     def __init__(self, ring_bytes: int = RING_BYTES) -> None:
-        self.segment = _lane.create_segment(ring_bytes)
+        self.segment = _rings.create_segment(ring_bytes)
         self.writer = twin.Writer(self.segment.write, ring_bytes)
-        self.mine = _lane.create_segment()
+        self.mine = _rings.create_segment()
         self.lane = Lane(self.mine, attached(self.segment))
 
     def word(self, name: str, value: int) -> None:
@@ -441,7 +443,7 @@ def test_any_noise_in_the_segment_is_refused_or_read() -> None:
     ],
 )
 def test_a_segment_that_is_no_lane(at: int, data: bytes) -> None:
-    mine, theirs = _lane.create_segment(RING_BYTES), _lane.create_segment(RING_BYTES)
+    mine, theirs = _rings.create_segment(RING_BYTES), _rings.create_segment(RING_BYTES)
     theirs.write(at, data)
     with pytest.raises(RemoteProtocolError):
         Lane(mine, attached(theirs))
@@ -449,11 +451,11 @@ def test_a_segment_that_is_no_lane(at: int, data: bytes) -> None:
 
 def test_a_segment_that_is_too_small_for_a_ring() -> None:
     with pytest.raises(RemoteProtocolError, match="4096 bytes"):
-        Lane(_lane.create_segment(RING_BYTES), attached(Segment.create(4096)))
+        Lane(_rings.create_segment(RING_BYTES), attached(Segment.create(4096)))
 
 
 def test_a_lane_needs_a_segment_of_its_own() -> None:
-    mine, theirs = _lane.create_segment(RING_BYTES), _lane.create_segment(RING_BYTES)
+    mine, theirs = _rings.create_segment(RING_BYTES), _rings.create_segment(RING_BYTES)
     with pytest.raises(LocalProtocolError):
         Lane(attached(mine), attached(theirs))
 
@@ -461,14 +463,14 @@ def test_a_lane_needs_a_segment_of_its_own() -> None:
 @pytest.mark.parametrize("ring_bytes", [0, 4096, RING_BYTES + 64, 100_000, 1 << 40])
 def test_sizes_of_rings(ring_bytes: int) -> None:
     with pytest.raises(ValueError, match="power of two"):
-        _lane.create_segment(ring_bytes)
+        _rings.create_segment(ring_bytes)
 
 
 # -- the twin
 
 
 def test_what_the_lane_writes_the_twin_reads() -> None:
-    mine, theirs = _lane.create_segment(RING_BYTES), _lane.create_segment(RING_BYTES)
+    mine, theirs = _rings.create_segment(RING_BYTES), _rings.create_segment(RING_BYTES)
     lane = Lane(mine, attached(theirs))
     head = 0
     for number in range(600):

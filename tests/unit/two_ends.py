@@ -13,7 +13,7 @@ from fastplug.interfaces import Interface
 from fastplug.protocols._call import Caller
 from fastplug.protocols._remote import Remote
 from fastplug.protocols._serve import Server
-from fastplug.shm import _lane
+from fastplug.shm import _lane, _rings
 from fastplug.shm._arena import Arena
 from fastplug.shm._borrowed import Borrowed
 from fastplug.shm._lane import Lane
@@ -22,7 +22,7 @@ from fastplug.shm._port import ArenaPort
 from fastplug.shm._segment import Segment
 from fastplug.shm.watcher import wake_until_awake
 
-RING_BYTES = _lane.MIN_RING_BYTES
+RING_BYTES = _rings.MIN_RING_BYTES
 HEADER_BYTES = 32
 # In the past for every clock: look, do not wait.
 NOW = 1
@@ -37,7 +37,7 @@ def attached(segment: Segment) -> Segment:
 
 def lanes(ring_bytes: int = RING_BYTES, slice_ns: int = _lane.HOST_SLICE_NS) -> tuple[Lane, Lane]:
     """Two ends of one lane."""
-    one, other = _lane.create_segment(ring_bytes), _lane.create_segment(ring_bytes)
+    one, other = _rings.create_segment(ring_bytes), _rings.create_segment(ring_bytes)
     return Lane(one, attached(other), slice_ns), Lane(other, attached(one), slice_ns)
 
 
@@ -56,7 +56,7 @@ class End:
         self.borrowed = Borrowed(name, self._missing)
         self.slots = slots
         self.table = self.borrowed.make_table(slots)
-        self.segment = _lane.create_segment(RING_BYTES)
+        self.segment = _rings.create_segment(RING_BYTES)
         self.answers_retire = True
         self.on_missing: Callable[[int], None] | None = None  # None: segments are announced at once
         self.announced: dict[int, Segment] = {}

@@ -81,3 +81,4 @@ cdef class Activity(Asking):
     cdef int fed(self, FrameHeader* header, Activation call) except -1
     cdef int passed_over(self, FrameHeader* header) except -1
     cdef int returned(self, FrameHeader* header) except -1
+    cdef int tell_released(self) except -1

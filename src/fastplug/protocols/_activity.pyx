@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastplug._wire cimport (
-    FLAG_WAITS, FRAME_CALLBACK, FRAME_CANCEL, FRAME_CLOSE, FRAME_CREDIT, FRAME_END, FRAME_ERROR, FRAME_ITEM, FRAME_RAISE, FRAME_RETURN,
+    FLAG_WAITS, FRAME_CALLBACK, FRAME_CANCEL, FRAME_CLOSE, FRAME_CREDIT, FRAME_END, FRAME_ERROR, FRAME_ITEM, FRAME_RAISE, FRAME_RELEASE, FRAME_RETURN,
     ArrayPort, FrameHeader, Link, decode_error, encode_error, skip_rest, skip_value,
 )
 from fastplug.protocols._callbacks cimport Asking, CallbackLine, Target, answer_of
@@ -426,3 +426,12 @@ cdef class Activity(Asking):
             asked.error = error
         asked.done = True
         return self.link.consumed()
+
+    cdef int tell_released(self) except -1:
+        """On the lane of an answer, in front of it: the caller finds its callbacks released when the call is over."""
+        cdef bytes payload
+        cdef const unsigned char* raw
+        while self.line.released and (payload := self.line.take_released()) is not None:
+            raw = payload
+            self.signal(FRAME_RELEASE, 0, raw, <uint32_t>len(payload), 0)
+        return 0

@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint16_t, uint64_t
 
 from fastplug._wire cimport MethodCodec, References
 from fastplug.protocols._flight cimport Flight
-from fastplug.protocols._reading cimport Reading
+from fastplug.protocols._told cimport Told
 from fastplug.protocols._turn cimport Pending
 
 
@@ -17,15 +17,12 @@ cdef class Bound:
 
 
 @cython.final
-cdef class Caller(Reading):
+cdef class Caller(Told):
     # One connection's calling side.
     cdef public object gave_up          # callable(lane, call, stack wanted) -> (stack, why there is none), for a call nobody waits for any more; or None
     cdef public int lane                # which of the connection's lanes this is
     cdef uint64_t next_call
     cdef HostReferences references
-    cdef object reader                  # the thread that reads for Calls with done-callbacks; None: there is none
-    cdef Py_ssize_t watched             # how many there are
-    cdef object wanted                  # an Event: there is one
     cdef readonly uint64_t calls
     cdef object call(self, Bound method, tuple args, dict kwargs)
     cdef int open(self, Pending call, Bound method, tuple args, dict kwargs, int flags) except -1
@@ -41,8 +38,6 @@ cdef class Caller(Reading):
     cdef uint64_t sent_before
     cdef Py_ssize_t argument
     cdef int wait(self, Pending call, int64_t until) except -1
-    cdef int watch(self, Pending call, object function) except -1
-    cdef int read_some(self, int64_t until, int frames) except -1
     cdef object plain(self, Bound method, tuple args, dict kwargs, int64_t until, uint64_t* under_way)
     cdef Pending made_pending(self, Bound method, uint64_t number, int64_t until)
     cdef object shared(self, Pending call, int64_t until, uint64_t* under_way)

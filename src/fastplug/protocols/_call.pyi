@@ -1,14 +1,11 @@
 from collections.abc import Callable
-from typing import Final
+from typing import final
 
 from typing_extensions import disjoint_base
 
 from fastplug._wire import ArrayPort, Link, MethodCodec, References
 from fastplug.protocols._callbacks import Registry
-from fastplug.protocols._reading import Reading
-
-YIELD_S: Final[float]
-READER_IDLE_S: Final[float]
+from fastplug.protocols._told import Told
 
 @disjoint_base
 class Bound:
@@ -18,8 +15,8 @@ class Bound:
 @disjoint_base
 class HostReferences(References): ...
 
-@disjoint_base
-class Caller(Reading):
+@final
+class Caller(Told):
     gave_up: Callable[[int, int, bool], tuple[str, str]] | None
     lane: int
     @property
@@ -28,8 +25,3 @@ class Caller(Reading):
         self, link: Link, port: ArrayPort, lost: Callable[[str | None], BaseException], registry: Registry | None = None
     ) -> None: ...
     def release(self) -> None: ...
-    def drain(self) -> None: ...
-    def read(self) -> None: ...
-    def read_slice(self) -> None: ...
-    def run_finished(self) -> None: ...
-    def read_ready(self) -> bool: ...

@@ -1,7 +1,7 @@
 import inspect
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
@@ -60,7 +60,7 @@ class ResultStream(Iterator[Any], AsyncIterator[Any]):
     ) -> None: ...
     def __del__(self) -> None: ...
 
-@disjoint_base
+@final
 class Mapped(Iterator[Any]):
     def __init__(self, method: Remote, arguments: Iterator[tuple[Any, ...]], in_flight: int, ordered: bool, goes_on: bool) -> None: ...
     def __iter__(self) -> Self: ...

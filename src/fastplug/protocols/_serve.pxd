@@ -5,22 +5,11 @@ from libc.stdint cimport int64_t, uint64_t
 
 from fastplug._wire cimport FrameHeader, MethodCodec, References
 from fastplug.protocols._activity cimport Activation, Activity
+from fastplug.protocols._served cimport Served
 
 
 cdef enum Phase:        # of a plain request
     DECODING, RUNNING, ENCODING
-
-
-@cython.final
-cdef class Served:
-    # One method that is served.
-    cdef MethodCodec codec
-    cdef object function
-    cdef object bare                    # what is under it when it is a bound method, and whose: a bound one costs each call 15 ns more
-    cdef object owner
-    cdef readonly bint asynchronous     # it runs on the event loop
-    cdef bint plain                     # neither that, nor has it streams and callbacks
-    cdef int quick                      # how often in a row it was, at most QUICK_RUNS
 
 
 cdef class PluginReferences(References):
@@ -66,4 +55,3 @@ cdef class Server(Activity):
     cdef int run_one(self, Activation call) except -1
     cdef int launch(self, Activation call) except -1
     cdef int answer(self, FrameHeader* header, int kind) except -1
-    cdef int tell_released(self) except -1

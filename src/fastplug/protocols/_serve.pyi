@@ -1,5 +1,5 @@
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, final
 
 from typing_extensions import disjoint_base
 
@@ -14,15 +14,9 @@ QUEUED_MAX: Final[int]
 CANCELLED_MAX: Final[int]
 
 @disjoint_base
-class Served:
-    @property
-    def asynchronous(self) -> bool: ...
-    def __init__(self, codec: MethodCodec, function: Callable[..., Any] | None) -> None: ...
-
-@disjoint_base
 class PluginReferences(References): ...
 
-@disjoint_base
+@final
 class Server(Activity):
     @property
     def calls(self) -> int: ...

@@ -8,24 +8,23 @@ docs/decisions/2026-11-26-many-calls.md says why.
 import collections
 import contextvars
 import functools
-import types
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastplug._wire cimport (
-    FLAG_METADATA, FLAG_SPILLED, FLAG_WAITS, FRAME_ERROR, FRAME_RELEASE, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, FrameHeader, Link, MethodCodec,
-    References, Values, VALUES_MAX, drop_values, get_metadata, skip_rest,
+    FLAG_METADATA, FLAG_SPILLED, FLAG_WAITS, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, FrameHeader, Link, MethodCodec,
+    References, Values, drop_values, get_metadata, skip_rest,
 )
 from fastplug.protocols._activity cimport Activation, Activity, Input
 from fastplug.protocols._callbacks cimport CallbackLine, target_of
+from fastplug.protocols._served cimport Served
 from fastplug.protocols._streams cimport WINDOW_ITEMS, Incoming, Outgoing
 
 from fastplug._wire_words import Unbuilt
 from fastplug.contexts import CALLS, Context
 from fastplug.errors import Closed, RemoteProtocolError
-from fastplug.interfaces import is_asynchronous
 from fastplug.protocols._callbacks import SERVING
 
 cdef extern from "_atomics.h" nogil:
@@ -53,15 +52,6 @@ cdef int BATCH_ANSWERS = 16
 
 # The port of the connection whose handler runs on this thread, or in this task: fastplug.empty() makes its arrays there.
 _serving = contextvars.ContextVar("fastplug.serving", default=None)
-
-
-cdef class Served:
-    def __init__(self, MethodCodec codec not None, function):
-        self.codec = codec
-        self.function = function
-        self.bare, self.owner = (function.__func__, function.__self__) if type(function) is types.MethodType else (function, None)
-        self.asynchronous = is_asynchronous(function)
-        self.plain = not codec.has_references and not self.asynchronous and len(codec.parameters) <= VALUES_MAX
 
 
 cdef class PluginReferences(References):
@@ -503,14 +493,6 @@ cdef class Server(Activity):
         finally:
             self.sending = False
 
-    cdef int tell_released(self) except -1:
-        """On the lane of an answer, in front of it: the caller finds its callbacks released when the call is over."""
-        cdef bytes payload
-        cdef const unsigned char* raw
-        while self.line.released and (payload := self.line.take_released()) is not None:
-            raw = payload
-            self.signal(FRAME_RELEASE, 0, raw, <uint32_t>len(payload), 0)
-        return 0
 
 def serving_port():
     """The ArenaPort of the connection whose handler runs on this thread, or in this task; None elsewhere."""

@@ -6,20 +6,9 @@ cimport cython
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from fastplug._wire cimport Decoder, FrameHeader, Link
+from fastplug.shm._placement cimport Placement
+from fastplug.shm._rings cimport fp_lane
 from fastplug.shm._segment cimport Segment
-
-cdef extern from "_atomics.h" nogil:
-    ctypedef struct fp_lane:
-        char magic[8]
-        uint32_t version
-        uint32_t ring_bytes
-        uint64_t tail
-        uint32_t cpu
-        uint64_t head
-        uint32_t waiting_data
-        uint32_t waiting_space
-        uint32_t doorbell
-        uint32_t waiting_doorbell
 
 cdef enum:
     STAGE_BYTES = 4096                  # 16 answers of 200 bytes; whatever is larger goes to the ring itself
@@ -53,14 +42,7 @@ cdef class Lane(Link):
     cdef object holds                   # (position, lease): leases of blocks that frames still in the out ring name
     cdef Py_ssize_t held_leases         # how many those are
     cdef list unsent_holds              # of the frame that is being encoded; None when there are none
-    cdef readonly uint64_t spins        # counters for stats(): waits that ended while spinning, and that slept
-    cdef readonly uint64_t sleeps
-    cdef readonly uint64_t moves        # how often this side went to another CPU
-    cdef int patience                   # with a peer on the same CPU: waits before that
-    cdef int patience_least
-    cdef uint64_t well
-    cdef int shared_waits               # of these in a row
-    cdef int64_t shared_at              # when the last one was
+    cdef readonly Placement placement   # of the connection
     cdef object eventfd                 # that the peer writes for this side's event loops; None: it does not
     cdef object peer_eventfd            # that this side writes for the peer's, and its descriptor or -1
     cdef int peer_fd
@@ -78,9 +60,6 @@ cdef class Lane(Link):
     cdef int _cut_off(self, uint32_t size, uint64_t published) except -1
     cdef int _bad_pad(self, uint64_t need, uint64_t index) except -1
     cdef int _take(self, FrameHeader* header, Decoder dec) except -1
-    cdef bint leaves_cpu(self) noexcept
-    cdef void spun(self) noexcept
-    cdef Lane head_lane(self)
     cdef int _wait_data(self, int64_t until_ns) except -1
     cdef int _wait_space(self, uint64_t need, int64_t until_ns) except -1
     cdef uint64_t _consumed(self) except? 0xFFFFFFFFFFFFFFFF

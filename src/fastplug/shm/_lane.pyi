@@ -1,42 +1,27 @@
-from typing import Final
-
-from typing_extensions import disjoint_base
+from typing import Final, final
 
 from fastplug._wire import Link
+from fastplug.shm._placement import Placement
 from fastplug.shm._segment import Segment
 from fastplug.shm.eventfd import Eventfd
 
-MAGIC: Final[bytes]
-LAYOUT_VERSION: Final[int]
-RING_OFFSET: Final[int]
-RING_BYTES: Final[int]
-MIN_RING_BYTES: Final[int]
-MAX_RING_BYTES: Final[int]
 INLINE_FRACTION: Final[int]
 SPIN_HOLDING_GIL_NS: Final[int]
 SPIN_NS: Final[int]
 HOST_SLICE_NS: Final[int]
 PLUGIN_SLICE_NS: Final[int]
-HOST_PATIENCE: Final[int]
-PLUGIN_PATIENCE: Final[int]
-PATIENCE_MAX: Final[int]
 BACKLOG_FRAMES: Final[int]
 BACKLOG_BYTES: Final[int]
 
 def set_spin(*, holding_gil_ns: int, released_ns: int) -> None: ...
-def create_segment(ring_bytes: int = ...) -> Segment: ...
 
-@disjoint_base
+@final
 class Lane(Link):
     slice_ns: int
     @property
     def first(self) -> Lane | None: ...
     @property
-    def spins(self) -> int: ...
-    @property
-    def sleeps(self) -> int: ...
-    @property
-    def moves(self) -> int: ...
+    def placement(self) -> Placement: ...
     @property
     def positions(self) -> tuple[int, int]: ...
     @property

@@ -12,10 +12,13 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastplug._wire cimport FRAME_PAD, HEADER_BYTES, Decoder, Encoder, FrameHeader, Link, check_header
+from fastplug.shm._placement cimport Placement
+from fastplug.shm._rings cimport ring_of
 from fastplug.shm._segment cimport Segment
 
 from fastplug.errors import DeadlineExceeded, LocalProtocolError, RemoteProtocolError
-from fastplug.shm._segment import Segment as SegmentType
+from fastplug.shm._placement import HOST_PATIENCE
+from fastplug.shm._rings import RING_OFFSET
 from fastplug.shm.eventfd import Eventfd
 
 cdef extern from "_atomics.h" nogil:
@@ -28,7 +31,6 @@ cdef extern from "_atomics.h" nogil:
     void fp_wake_doorbell(const fp_lane*)
     void fp_publish_head(fp_lane*, const fp_lane*, uint64_t)
     int fp_shares_cpu(const fp_lane*)
-    int fp_leave_cpu()
     int fp_spin(const uint64_t*, uint64_t, int64_t)
     void fp_sleep(uint32_t*, const uint64_t*, uint64_t, int64_t, const int32_t*)
     int fp_arm(uint32_t*, const uint64_t*, uint64_t)
@@ -44,13 +46,6 @@ cdef extern from "_atomics.h" nogil:
     void fp_point(const char*)
     enum: FP_ASLEEP, FP_DEBUG
 
-MAGIC = b"FPLANE01"
-LAYOUT_VERSION = 1
-RING_OFFSET = 4096
-# 256 KiB: fits the L2 cache twice over, and a page of first-touch cost per 4 KiB (1 GB/s) is paid once, at the start.
-RING_BYTES = 256 * 1024
-MIN_RING_BYTES = 64 * 1024
-MAX_RING_BYTES = 64 * 1024 * 1024
 # A payload over 1/16 of the ring goes to the arena: no frame can block the ring for long.
 INLINE_FRACTION = 16
 cdef enum:
@@ -74,18 +69,6 @@ cdef int64_t SLEEP_MIN_NS = 50_000
 # Whoever waits for space and cannot read what came (only its user can) looks this often whether that has changed.
 cdef int64_t STUCK_SLICE_NS = 5_000_000
 
-# A kernel may leave two processes that wake each other in turns on one CPU, with others idle: a guest of KVM does, which takes idle CPUs for
-# preempted ones (measured: 7 us a call instead of 0.6, until something else came). After so many waits in a row, none further apart than
-# SHARED_GAP_NS, one of them goes to another CPU: the host, and the plugin only if the host cannot, or they would go together.
-HOST_PATIENCE = 16
-PLUGIN_PATIENCE = 64
-# Where that does not help, as when all CPUs are busy, it is tried ever more seldom: each time costs some 50 us.
-PATIENCE_MAX = 1 << 14
-cdef int _PATIENCE_MAX = PATIENCE_MAX
-cdef int64_t SHARED_GAP_NS = 100_000
-# So many waits that ended while spinning, and all is well again.
-cdef uint64_t WELL_SPINS = 1024
-
 cdef int64_t _SPIN_HOLDING_GIL_NS = SPIN_HOLDING_GIL_NS
 cdef int64_t _SPIN_NS = SPIN_NS
 
@@ -97,22 +80,6 @@ def set_spin(*, holding_gil_ns: int, released_ns: int) -> None:
     _SPIN_NS = released_ns
 
 
-def create_segment(ring_bytes: int = RING_BYTES) -> Segment:
-    """This side's half of a lane: an own segment with the header filled in."""
-    cdef Segment segment
-    cdef fp_lane* lane
-    cdef bytes magic = MAGIC
-    if ring_bytes & (ring_bytes - 1) or not MIN_RING_BYTES <= ring_bytes <= MAX_RING_BYTES:
-        raise ValueError(f"ring_bytes must be a power of two from {MIN_RING_BYTES} to {MAX_RING_BYTES}")
-    segment = SegmentType.create(RING_OFFSET + ring_bytes, "fastplug-lane")
-    lane = <fp_lane*>segment.base
-    memcpy(lane.magic, <const char*>magic, 8)
-    lane.version = LAYOUT_VERSION
-    lane.ring_bytes = ring_bytes
-    lane.cpu = 0xFFFFFFFF           # nowhere yet
-    return segment
-
-
 cdef class Lane(Link):
     """One lane between two processes.
 
@@ -121,26 +88,18 @@ cdef class Lane(Link):
         theirs: the peer's, attached.
         slice_ns: longest single sleep.
         first: the connection's first lane, when this is a further one.
-        patience: waits on one CPU with the peer before this side leaves it.
+        patience: of its Placement.
 
     Raises:
         RemoteProtocolError: the peer's segment is no lane of this version.
     """
 
     def __init__(self, mine: Segment, theirs: Segment, slice_ns: int = HOST_SLICE_NS, Lane first=None, patience: int = HOST_PATIENCE):
-        cdef fp_lane header
         if not mine.writable:
             raise LocalProtocolError("a lane writes to a segment of its own process; this one is a peer's")
         self.my_segment = mine
         self.their_segment = theirs
-        if theirs.bytes < RING_OFFSET + MIN_RING_BYTES:
-            raise RemoteProtocolError(f"the peer's lane segment has only {theirs.bytes} bytes")
-        memcpy(&header, theirs.base, sizeof(fp_lane))       # a private copy, then the checks
-        if header.magic[:8] != MAGIC or header.version != LAYOUT_VERSION:
-            raise RemoteProtocolError(f"the peer's lane has layout {header.magic[:8]!r} version {header.version}; this side knows {MAGIC!r} version {LAYOUT_VERSION}")
-        ring_bytes = header.ring_bytes
-        if ring_bytes & (ring_bytes - 1) or not MIN_RING_BYTES <= ring_bytes <= MAX_RING_BYTES or theirs.bytes < RING_OFFSET + ring_bytes:
-            raise RemoteProtocolError(f"the peer's ring has {ring_bytes} bytes in a segment of {theirs.bytes}")
+        self.in_bytes = ring_of(theirs)
         self.mine = <fp_lane*>mine.base
         self.theirs = <const fp_lane*>theirs.base
         self.first = first
@@ -149,10 +108,9 @@ cdef class Lane(Link):
         self.out_ring = mine.base + <Py_ssize_t>RING_OFFSET
         self.in_ring = theirs.base + <Py_ssize_t>RING_OFFSET
         self.out_bytes = self.mine.ring_bytes
-        self.in_bytes = ring_bytes
         self.inline_limit = self.out_bytes // INLINE_FRACTION
         self.slice_ns = slice_ns
-        self.patience_least = self.patience = patience
+        self.placement = Placement(patience) if first is None else first.placement
         self.may_spin = fp_online_cpus() > 1
         self.peer_fd = -1
         self.backlog = collections.deque()
@@ -386,7 +344,7 @@ cdef class Lane(Link):
         cdef int64_t left = _SPIN_HOLDING_GIL_NS + _SPIN_NS
         cdef int64_t holding
         cdef const uint64_t* word = &self.theirs.tail
-        cdef bint spin = self.may_spin and (not fp_shares_cpu(self.theirs) or self.head_lane().leaves_cpu())
+        cdef bint spin = self.may_spin and (not fp_shares_cpu(self.theirs) or self.placement.leaves())
         self.flush()
         if until_ns:
             left = min(left, until_ns - fp_now_ns())
@@ -395,17 +353,15 @@ cdef class Lane(Link):
         holding = min(left, _SPIN_HOLDING_GIL_NS)
         left -= holding
         if spin and fp_spin(word, self.head, holding):
-            self.spins += 1
-            self.head_lane().spun()
+            self.placement.spun()
             return 1
         if spin and left:
             with nogil:
                 spin = fp_spin(word, self.head, left)
             if spin:
-                self.spins += 1
-                self.head_lane().spun()
+                self.placement.spun()
                 return 1
-        self.sleeps += 1
+        self.placement.sleeps += 1
         if self.told_head != self.head:
             self._tell_head()
         while fp_load_position(word) == self.head:
@@ -424,28 +380,6 @@ cdef class Lane(Link):
                 fp_sleep(&self.mine.waiting_data, word, self.head, left, &self.gone)
             PyErr_CheckSignals()
         return 1
-
-    cdef bint leaves_cpu(self) noexcept:
-        """The peer runs on our CPU, again: whether we do so no more."""
-        cdef int64_t now = fp_now_ns()
-        self.shared_waits = self.shared_waits + 1 if now - self.shared_at < SHARED_GAP_NS else 1
-        self.shared_at = now
-        if self.shared_waits < self.patience:
-            return False
-        self.shared_waits = 0
-        self.patience = min(2 * self.patience, _PATIENCE_MAX)
-        if not fp_leave_cpu():
-            return False
-        self.moves += 1
-        return True
-
-    cdef void spun(self) noexcept:
-        self.well += 1
-        if not self.well % WELL_SPINS:
-            self.patience = self.patience_least
-
-    cdef Lane head_lane(self):
-        return self if self.first is None else self.first
 
     # -- event loops that wait
 

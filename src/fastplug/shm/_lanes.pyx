@@ -45,7 +45,7 @@ cdef class Lanes:
         cdef Lane lane
         cdef int i, found, count = len(self.lanes)
         cdef int64_t left
-        cdef bint spin = first.may_spin and (not fp_shares_cpu((<Lane>self.lanes[hot]).theirs) or first.leaves_cpu())
+        cdef bint spin = first.may_spin and (not fp_shares_cpu((<Lane>self.lanes[hot]).theirs) or first.placement.leaves())
         for i in range(count):
             lane = self.lanes[i]
             if lane.has_frame():
@@ -60,10 +60,9 @@ cdef class Lanes:
                 with nogil:
                     found = fp_spin_any(self.words, self.seen, count, hot, _SPIN_NS)
             if found >= 0:
-                first.spins += 1
-                first.spun()
+                first.placement.spun()
                 return found
-        first.sleeps += 1
+        first.placement.sleeps += 1
         for lane in self.lanes:
             lane.before_sleep()
         while not fp_any_moved(self.words, self.seen, count, __ATOMIC_ACQUIRE):

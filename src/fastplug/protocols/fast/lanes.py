@@ -19,7 +19,7 @@ from fastplug.protocols._group import Group
 from fastplug.protocols._inline import DeferredPort
 from fastplug.protocols._pool import LANES_MAX, Pool
 from fastplug.protocols.fast.control import Body, Control, Message, close_all
-from fastplug.shm import _lane
+from fastplug.shm import _lane, _rings
 from fastplug.shm.watcher import wake_until_awake
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class HostLanes:
     def _ask(self, number: int) -> None:
         """Asks for one more. Raises OSError, ArenaExhausted."""
         if self._memory is not None:
-            self._mine = mine = _lane.create_segment()
+            self._mine = mine = _rings.create_segment()
             self._control.send(Message.LANE, {"lane": number, "bytes": mine.bytes}, [mine.fd])
             return
         ours, theirs = socket.socketpair()
@@ -221,7 +221,7 @@ class PluginLanes:
         own: list[int] = []
         if fds:  # else it was lost on the way
             with contextlib.suppress(ArenaExhausted):
-                mine = _lane.create_segment()
+                mine = _rings.create_segment()
                 lane, port = self._memory.further_lane(mine, body, fds)
                 fds = []
                 self._add(lane, port)

@@ -13,10 +13,11 @@ from typing import Any
 
 from fastplug.errors import ArenaExhausted, PluginError, RemoteProtocolError
 from fastplug.protocols.fast.control import Body, Control, Message, close_all
-from fastplug.shm import _lane
+from fastplug.shm import _lane, _rings
 from fastplug.shm._arena import Arena
 from fastplug.shm._borrowed import Borrowed
 from fastplug.shm._loans import TABLE_SLOTS, Ledger
+from fastplug.shm._placement import HOST_PATIENCE
 from fastplug.shm._port import ArenaPort
 from fastplug.shm._segment import MAX_SEGMENT_BYTES, Segment
 from fastplug.shm.budget import budget_bytes
@@ -95,7 +96,7 @@ class SharedMemory:
         slice_ns: int,
         shared: Arena | None = None,
         loops: bool = False,
-        patience: int = _lane.HOST_PATIENCE,
+        patience: int = HOST_PATIENCE,
     ) -> None:
         self.control = control
         self.peer = peer
@@ -106,7 +107,7 @@ class SharedMemory:
         self._patience = patience
         self._loops = loops
         self._peer_loops = False
-        self._lane_segment: Segment | None = _lane.create_segment()
+        self._lane_segment: Segment | None = _rings.create_segment()
         self.borrowed = Borrowed(peer, self._missing, self._more_slots, self._fetch)
         self._tables: list[Segment] = [self.borrowed.make_table()]
         self._fetching = threading.Lock()
@@ -404,7 +405,7 @@ class SharedMemory:
         lane = self.lane
         found: dict[str, Any] = {"arena": self.arena.stats(), "borrowed": self.borrowed.stats()}
         if lane is not None:
-            found |= {"spins": lane.spins, "sleeps": lane.sleeps}
+            found |= {"spins": lane.placement.spins, "sleeps": lane.placement.sleeps, "moves": lane.placement.moves}
         if self.ledger is not None:
             found["lent"] = self.ledger.lent
         return found

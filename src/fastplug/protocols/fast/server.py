@@ -19,7 +19,7 @@ from fastplug.protocols.fast.lanes import PluginLanes, lanes_offered
 from fastplug.protocols.fast.memory import SharedMemory
 from fastplug.protocols.offering import announced, handlers
 from fastplug.shm import files
-from fastplug.shm._lane import PLUGIN_PATIENCE
+from fastplug.shm._placement import PLUGIN_PATIENCE
 from fastplug.shm.watcher import watcher
 
 if TYPE_CHECKING:

@@ -30,13 +30,7 @@ def status_of(error: BaseException, *, fastplug_host: bool) -> RpcError:
     except Exception as broken:  # noqa: BLE001  the handler's own class
         text = f"{type(error).__name__}: <its str() raised {type(broken).__name__}>"
     text = text.encode("utf-8", "backslashreplace").decode()[:MESSAGE_CHARACTERS_MAX]
-    trailers: list[tuple[str, Any]] = []
-    if fastplug_host:
-        try:
-            trailers.append((ERROR_KEY, pack_error(error)))
-        except Exception as broken:  # noqa: BLE001  the handler's own class
-            plain = RuntimeError(f"{type(error).__name__}, which could not be encoded: {type(broken).__name__}")
-            trailers.append((ERROR_KEY, pack_error(plain)))
+    trailers: list[tuple[str, Any]] = [(ERROR_KEY, pack_error(error))] if fastplug_host else []
     return RpcError(Code.UNKNOWN, text, b"", trailers)
 
 

@@ -1,0 +1,16 @@
+from typing import Final
+
+from typing_extensions import disjoint_base
+
+from fastplug.protocols._reading import Reading
+
+YIELD_S: Final[float]
+READER_IDLE_S: Final[float]
+
+@disjoint_base
+class Told(Reading):
+    def drain(self) -> None: ...
+    def read(self) -> None: ...
+    def read_slice(self) -> None: ...
+    def run_finished(self) -> None: ...
+    def read_ready(self) -> bool: ...
