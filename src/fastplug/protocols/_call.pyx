@@ -27,7 +27,7 @@ from fastplug.contexts import METADATA as _metadata
 from fastplug.deadlines import UNTIL_NS as _until_ns
 from fastplug.errors import ArgumentError, Cancelled, DeadlineExceeded, PluginError, RemoteError, RemoteProtocolError
 from fastplug.protocols._drawn import drawn
-from fastplug.protocols._told import YIELD_S
+from fastplug.protocols._told import YIELD_S as _YIELD_S
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
@@ -271,7 +271,7 @@ cdef class Caller(Told):
                     if locked and self.asked_for:
                         self._unlock()
                         locked = 0
-                        time.sleep(YIELD_S)
+                        time.sleep(_YIELD_S)
                         locked = self._lock(until, method.codec.qualified)
                     continue
                 raise DeadlineExceeded(f"{method.codec.qualified}() had no answer before the deadline; a late one will be dropped")
@@ -405,5 +405,5 @@ cdef class Caller(Told):
                 if turn == 1:
                     self._unlock()
             if self.asked_for:
-                time.sleep(YIELD_S)     # else this thread had it again at once
+                time.sleep(_YIELD_S)     # else this thread had it again at once
         return 1

@@ -17,8 +17,8 @@ from fastplug.shm._rings cimport ring_of
 from fastplug.shm._segment cimport Segment
 
 from fastplug.errors import DeadlineExceeded, LocalProtocolError, RemoteProtocolError
-from fastplug.shm._placement import HOST_PATIENCE
-from fastplug.shm._rings import RING_OFFSET
+from fastplug.shm._placement import HOST_PATIENCE as _HOST_PATIENCE
+from fastplug.shm._rings import RING_OFFSET as _RING_OFFSET
 from fastplug.shm.eventfd import Eventfd
 
 cdef extern from "_atomics.h" nogil:
@@ -94,7 +94,7 @@ cdef class Lane(Link):
         RemoteProtocolError: the peer's segment is no lane of this version.
     """
 
-    def __init__(self, mine: Segment, theirs: Segment, slice_ns: int = HOST_SLICE_NS, Lane first=None, patience: int = HOST_PATIENCE):
+    def __init__(self, mine: Segment, theirs: Segment, slice_ns: int = HOST_SLICE_NS, Lane first=None, patience: int = _HOST_PATIENCE):
         if not mine.writable:
             raise LocalProtocolError("a lane writes to a segment of its own process; this one is a peer's")
         self.my_segment = mine
@@ -105,8 +105,8 @@ cdef class Lane(Link):
         self.first = first
         self.mine_first = self.mine if first is None else first.mine
         self.theirs_first = self.theirs if first is None else first.theirs
-        self.out_ring = mine.base + <Py_ssize_t>RING_OFFSET
-        self.in_ring = theirs.base + <Py_ssize_t>RING_OFFSET
+        self.out_ring = mine.base + <Py_ssize_t>_RING_OFFSET
+        self.in_ring = theirs.base + <Py_ssize_t>_RING_OFFSET
         self.out_bytes = self.mine.ring_bytes
         self.inline_limit = self.out_bytes // INLINE_FRACTION
         self.slice_ns = slice_ns
