@@ -268,7 +268,7 @@ class Client(PluginLife, GrpcAccess):
     def stats(self) -> dict[str, Any]:
         """Counters since the start: transport, calls, late_replies, copies and copied_bytes of array data on this side, the plugin's own
         (``plugin_...``), and for shared memory the arena, what is lent and who holds the
-        oldest, what is borrowed, waits that spun and that slept."""
+        oldest, what is borrowed, waits that spun and that slept, and how often this process left the CPU that it shared with the plugin."""
         return self._connected().stats()
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = "float64") -> npt.NDArray[Any]:

@@ -42,13 +42,18 @@ def soon_ns() -> int:
     return time.monotonic_ns() + int(SOON_S * 1e9)
 
 
+def shortly_ns() -> int:
+    """Too short to sleep, so that a wait does not."""
+    return time.monotonic_ns() + 30_000
+
+
 def wait_beside(lane: Lane, peer: Lane) -> None:
     """One wait on the CPU where the peer has just been: it is over at once."""
     os.sched_setaffinity(0, {cpu()})
     peer.send_frame(FRAME)
     assert lane.receive_frame(NOW) == FRAME
     os.sched_setaffinity(0, ALLOWED)
-    lane.receive_frame(NOW)
+    lane.receive_frame(shortly_ns())
 
 
 ALLOWED = os.sched_getaffinity(0)
@@ -73,8 +78,8 @@ def test_it_stays_where_it_is_bound(affinity: set[int]) -> None:
     os.sched_setaffinity(0, {cpu()})
     for _ in range(10 * PATIENCE):
         peer.send_frame(FRAME)
-        lane.receive_frame(NOW)
-        lane.receive_frame(NOW)
+        assert lane.receive_frame(NOW) == FRAME
+        lane.receive_frame(shortly_ns())
     assert lane.placement.moves == 0
     assert len(os.sched_getaffinity(0)) == 1
     assert lane.placement.patience > PATIENCE, "it asks ever more seldom"
@@ -84,8 +89,8 @@ def test_patience_has_an_end() -> None:
     lane, peer = pair(patience=1)
     for _ in range(100):
         peer.send_frame(FRAME)
-        lane.receive_frame(NOW)
-        lane.receive_frame(NOW)
+        assert lane.receive_frame(NOW) == FRAME
+        lane.receive_frame(shortly_ns())
     assert lane.placement.patience <= PATIENCE_MAX
 
 
@@ -93,8 +98,8 @@ def test_patience_comes_back_when_all_is_well() -> None:
     """Two threads call each other: with a CPU each nearly all waits end while spinning, and that is counted."""
     lane, peer = pair(patience=1)
     peer.send_frame(FRAME)
-    lane.receive_frame(NOW)
-    lane.receive_frame(NOW)
+    assert lane.receive_frame(NOW) == FRAME
+    lane.receive_frame(shortly_ns())
     grown = lane.placement.patience
     rounds = 20_000
 

@@ -25,6 +25,7 @@ cdef class Server(Activity):
     cdef PluginReferences references
     cdef object ready                   # Activations whose handler has not been run: a deque
     cdef bint kept                      # there may be some
+    cdef bint more                      # a frame was there already when the last request was decoded
     cdef readonly object tasks          # the event loop of the connection
     cdef readonly uint64_t calls
     # The call whose handler runs, for contexts and cancellation. A context is made when the handler, or a cancellation, asks for one.

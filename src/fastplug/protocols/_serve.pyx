@@ -214,16 +214,16 @@ cdef class Server(Activity):
             self.line.tell_released()
         if self.link.receive(&header, self.dec, fp_now_ns() + RELEASE_SLICE_NS if self.line.alive else 0):
             self.take(&header)
-            if not self.depth:
+            if self.more and not self.depth:
                 self.go_on()
         return 0
 
     cdef int go_on(self) except -1:
-        """The frames behind one, up to a batch, while it is their turn: all else comes after frames but what is in ``ready``."""
+        """The frames behind one, up to a batch: all else comes after frames, but for what is in ``ready``."""
         cdef FrameHeader header
         cdef int frames
         for frames in range(1, BATCH_ANSWERS):
-            if self.kept or not self.link.receive(&header, self.dec, 1):        # 1: a time in the past
+            if not self.more or self.kept or not self.link.receive(&header, self.dec, 1):       # 1: a time in the past
                 return 0
             self.take(&header)
         return 0
@@ -240,6 +240,7 @@ cdef class Server(Activity):
 
     cdef int take(self, FrameHeader* header) except -1:
         cdef Served served
+        self.more = False
         if header.kind != FRAME_REQUEST:
             return self.about(header)
         if self.depth > _NESTED_MAX:
@@ -359,6 +360,7 @@ cdef class Server(Activity):
     cdef bint open_batch(self, Served served) except -1:
         """Before a handler: whether its answer may wait for the next one's. The clock is read for a batch, not for each call."""
         cdef bint more = self.link.has_frame()
+        self.more = more
         if served.quick < QUICK_RUNS:
             self.link.flush()           # it may take long: what was answered before does not wait for it
             self.batched = 0
@@ -369,7 +371,6 @@ cdef class Server(Activity):
         return more
 
     cdef int close_batch(self, Served served, bint lazy) except -1:
-        """Behind an answer."""
         if served.quick < QUICK_RUNS:
             if self.batch_began:
                 served.quick = served.quick + 1 if fp_now_ns() - self.batch_began < QUICK_NS else 0

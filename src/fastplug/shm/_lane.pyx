@@ -344,12 +344,13 @@ cdef class Lane(Link):
         cdef int64_t left = _SPIN_HOLDING_GIL_NS + _SPIN_NS
         cdef int64_t holding
         cdef const uint64_t* word = &self.theirs.tail
-        cdef bint spin = self.may_spin and (not fp_shares_cpu(self.theirs) or self.placement.leaves())
+        cdef bint spin
         self.flush()
         if until_ns:
             left = min(left, until_ns - fp_now_ns())
             if left <= 0:
                 return 0
+        spin = self.may_spin and (not fp_shares_cpu(self.theirs) or self.placement.leaves())
         holding = min(left, _SPIN_HOLDING_GIL_NS)
         left -= holding
         if spin and fp_spin(word, self.head, holding):

@@ -45,7 +45,6 @@ cdef class Lanes:
         cdef Lane lane
         cdef int i, found, count = len(self.lanes)
         cdef int64_t left
-        cdef bint spin = first.may_spin and (not fp_shares_cpu((<Lane>self.lanes[hot]).theirs) or first.placement.leaves())
         for i in range(count):
             lane = self.lanes[i]
             if lane.has_frame():
@@ -54,7 +53,7 @@ cdef class Lanes:
             if lane.held_leases:        # others may be busy for long, and then nobody sleeps
                 lane.drop_holds()
             self.seen[i] = lane.head
-        if spin:
+        if first.may_spin and (not fp_shares_cpu((<Lane>self.lanes[hot]).theirs) or first.placement.leaves()):
             found = fp_spin_any(self.words, self.seen, count, hot, _SPIN_HOLDING_GIL_NS)
             if found < 0:
                 with nogil:
