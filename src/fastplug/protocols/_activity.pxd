@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 
-from fastplug._wire cimport FrameHeader, MethodCodec
+from fastplug._wire cimport FrameHeader, MethodCodec, References
 from fastplug.protocols._callbacks cimport Asking, CallbackLine
 from fastplug.protocols._streams cimport Incoming, Outgoing
 
@@ -45,6 +45,12 @@ cdef class Input:
     # The stream that a method takes, as its handler has it.
     cdef Activation call
     cdef bint over(self) except -1
+
+
+cdef class PluginReferences(References):
+    # What the arguments of one request bring.
+    cdef Activity server
+    cdef Activation call
 
 
 cdef class Activity(Asking):

@@ -3,7 +3,7 @@ from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
-from fastplug._wire import ArrayPort, Link
+from fastplug._wire import ArrayPort, Link, References
 from fastplug.protocols._callbacks import Asking, CallbackLine
 
 @disjoint_base
@@ -20,6 +20,9 @@ class Input(Iterator[Any], AsyncIterator[Any]):
     def __aiter__(self) -> Self: ...
     async def __anext__(self) -> Any: ...
     def close(self) -> None: ...
+
+@disjoint_base
+class PluginReferences(References): ...
 
 @disjoint_base
 class Activity(Asking):

@@ -13,9 +13,9 @@ from libc.string cimport memcpy, memset
 
 from fastplug._wire cimport (
     FLAG_WAITS, FRAME_CALLBACK, FRAME_CANCEL, FRAME_CLOSE, FRAME_CREDIT, FRAME_END, FRAME_ERROR, FRAME_ITEM, FRAME_RAISE, FRAME_RELEASE, FRAME_RETURN,
-    ArrayPort, FrameHeader, Link, decode_error, encode_error, skip_rest, skip_value,
+    ArrayPort, Codec, FrameHeader, Link, References, decode_error, encode_error, skip_rest, skip_value,
 )
-from fastplug.protocols._callbacks cimport Asking, CallbackLine, Target, answer_of
+from fastplug.protocols._callbacks cimport Asking, CallbackLine, Target, answer_of, target_of
 from fastplug.protocols._streams cimport Incoming, Outgoing
 
 from fastplug._wire_words import Unbuilt
@@ -112,6 +112,21 @@ cdef class Input:
 
     def __repr__(self):
         return f"<fastplug stream for {self.call.codec.qualified}>"
+
+
+cdef class PluginReferences(References):
+    cdef object get_callback(self, uint64_t number, Codec codec):
+        return target_of(self.server.line, number, codec, self.call)
+
+    cdef int drop_callback(self, uint64_t number) except -1:
+        self.server.line.drop(number)
+        return 0
+
+    cdef object get_stream(self, Codec codec):
+        self.call.feed = Incoming()
+        made = Input.__new__(Input)
+        (<Input>made).call = self.call
+        return made
 
 
 cdef class Activity(Asking):

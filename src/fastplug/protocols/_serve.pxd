@@ -3,19 +3,13 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
-from fastplug._wire cimport FrameHeader, MethodCodec, References
-from fastplug.protocols._activity cimport Activation, Activity
+from fastplug._wire cimport FrameHeader, MethodCodec
+from fastplug.protocols._activity cimport Activation, Activity, PluginReferences
 from fastplug.protocols._served cimport Served
 
 
 cdef enum Phase:        # of a plain request
     DECODING, RUNNING, ENCODING
-
-
-cdef class PluginReferences(References):
-    # What the arguments of one request bring.
-    cdef Server server
-    cdef Activation call
 
 
 @cython.final

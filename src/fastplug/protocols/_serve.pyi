@@ -1,9 +1,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, final
 
-from typing_extensions import disjoint_base
-
-from fastplug._wire import ArrayPort, Link, MethodCodec, References
+from fastplug._wire import ArrayPort, Link, MethodCodec
 from fastplug.contexts import Context
 from fastplug.protocols._activity import Activation, Activity
 from fastplug.protocols._tasks import Tasks
@@ -12,9 +10,6 @@ from fastplug.shm._port import ArenaPort
 NESTED_MAX: Final[int]
 QUEUED_MAX: Final[int]
 CANCELLED_MAX: Final[int]
-
-@disjoint_base
-class PluginReferences(References): ...
 
 @final
 class Server(Activity):

@@ -10,17 +10,16 @@ import contextvars
 import functools
 
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint64_t
 from libc.string cimport memset
 
 from fastplug._wire cimport (
-    FLAG_METADATA, FLAG_SPILLED, FLAG_WAITS, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, FrameHeader, Link, MethodCodec,
-    References, Values, drop_values, get_metadata, skip_rest,
+    FLAG_METADATA, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, FrameHeader, Link, MethodCodec, Values, drop_values, get_metadata,
+    skip_rest,
 )
-from fastplug.protocols._activity cimport Activation, Activity, Input
-from fastplug.protocols._callbacks cimport CallbackLine, target_of
+from fastplug.protocols._activity cimport Activation, Activity, PluginReferences
 from fastplug.protocols._served cimport Served
-from fastplug.protocols._streams cimport WINDOW_ITEMS, Incoming, Outgoing
+from fastplug.protocols._streams cimport WINDOW_ITEMS, Outgoing
 
 from fastplug._wire_words import Unbuilt
 from fastplug.contexts import CALLS, Context
@@ -52,21 +51,6 @@ cdef int BATCH_ANSWERS = 16
 
 # The port of the connection whose handler runs on this thread, or in this task: fastplug.empty() makes its arrays there.
 _serving = contextvars.ContextVar("fastplug.serving", default=None)
-
-
-cdef class PluginReferences(References):
-    cdef object get_callback(self, uint64_t number, Codec codec):
-        return target_of(self.server.line, number, codec, self.call)
-
-    cdef int drop_callback(self, uint64_t number) except -1:
-        self.server.line.drop(number)
-        return 0
-
-    cdef object get_stream(self, Codec codec):
-        self.call.feed = Incoming()
-        made = Input.__new__(Input)
-        (<Input>made).call = self.call
-        return made
 
 
 cdef class Server(Activity):
