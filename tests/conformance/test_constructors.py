@@ -13,7 +13,7 @@ from tests.plugins.fussy_plugin import Levels
 
 import fastplug
 
-pytestmark = pytest.mark.transports("shm", "socket")
+pytestmark = pytest.mark.transports("shm", "socket", "grpc")  # in one process both sides have the same class
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_arguments_are_kept_by_nobody(handle: Parameters) -> None:
     assert handle.alive() == 0
 
 
-@pytest.mark.transports("shm", "socket")
+@pytest.mark.transports("shm", "socket", "grpc")
 def test_arguments_in_front_of_one_that_is_refused_are_kept_by_nobody(handle: Parameters) -> None:
     refused = Kept(1)
     refused.n = -1  # the plugin's constructor says no

@@ -11,7 +11,7 @@ from google.protobuf.message import EncodeError
 
 from fastplug import _wire_words as words
 from fastplug._wire import unpack_error
-from fastplug._wire_words import Unfit, canonical
+from fastplug._wire_words import Unbuilt, Unfit, canonical
 from fastplug.annotation import MISSING, Kind, TypeNode, has_references
 from fastplug.errors import ArgumentError, RemoteError, ResultError
 from fastplug.interfaces import Parameter
@@ -143,6 +143,8 @@ class MethodCodec:
             return self._fields[self._fed].read(message, 0)
         except RemoteError:
             raise
+        except Unbuilt as refused:
+            raise _raised_in(refused)  # noqa: B904  as if the handler had raised it: the caller chose the values
         except Exception as error:
             raise Malformed(f"{self.qualified}(): an item of the stream is malformed: {_words(error)}") from error
 
@@ -165,7 +167,7 @@ class MethodCodec:
         return values
 
     def decode_arguments(self, data: bytes, received: Received | None = None) -> tuple[list[Any], dict[str, Any]]:
-        """What to call the handler with. Raises Malformed, and what ``received`` raises."""
+        """What to call the handler with. Raises Malformed, what ``received`` raises, and the constructor of an argument's class."""
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         try:
@@ -173,7 +175,9 @@ class MethodCodec:
             values = [
                 self._argument(parameter, field, message) for parameter, field in zip(self.method.parameters, self._fields, strict=True)
             ]
-        except Exception as error:  # bad bytes, bad values, what a struct's own constructor raises
+        except Unbuilt as refused:
+            raise _raised_in(refused)  # noqa: B904  as above
+        except Exception as error:  # bad bytes, bad values
             raise Malformed(f"{self.qualified}(): the host's request is malformed: {_words(error)}") from error
         for parameter, value in zip(self.method.parameters, values, strict=True):
             if received is not None and has_references(parameter.node):
@@ -220,12 +224,21 @@ class MethodCodec:
         return data
 
     def decode_result(self, data: bytes) -> Any:
-        """The value. Raises Malformed."""
+        """The value. Raises Malformed, and Unbuilt, a RemoteProtocolError too."""
         try:
             return sent(self._result, self._response.FromString(data), "result", 0)
-        except Exception as error:  # bad bytes, bad values, what a struct's own constructor raises
+        except Unbuilt:
+            raise
+        except Exception as error:  # bad bytes, bad values
             raise Malformed(f"{self.qualified}(): the plugin's response is malformed: {_words(error)}") from error
 
 
 def _words(error: Exception) -> str:
     return f"it holds {error.got}" if isinstance(error, Unfit) else str(error) or type(error).__name__
+
+
+def _raised_in(refused: Unbuilt) -> BaseException:
+    """What the constructor raised. The two let go of each other: else what both keep would stay until the next collection."""
+    cause = refused.__cause__ or refused
+    refused.__cause__ = refused.__context__ = None
+    return cause

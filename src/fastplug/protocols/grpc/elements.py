@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fastplug import _wire_words as words
-from fastplug._wire_words import Unfit, got, shown
+from fastplug._wire_words import Unbuilt, Unfit, got, shown
 from fastplug.annotation import MISSING, Kind, TypeNode, has_references
 from fastplug.protocols.grpc.arrays import ArrayCodec, ArrayCopies, arrow_codec
 from fastplug.protocols.grpc.names import field_names
@@ -287,7 +287,12 @@ def _struct(cls: Any, fields: list[tuple[str, Field, Any]]) -> _Message:
         inner = _deeper(depth)
         values = {name: sent(field, message, name, inner, default) for name, field, default in fields}
         # Absent means default: the constructor fills it in.
-        return cls(**{name: value for name, value in values.items() if value is not MISSING})
+        given = {name: value for name, value in values.items() if value is not MISSING}
+        try:
+            return cls(**given)
+        except Exception as error:
+            text = f"the peer sent a {cls.__name__} that its constructor here refuses ({type(error).__name__}: {error})"
+            raise Unbuilt(text) from error
 
     return _Message(write, read)
 
