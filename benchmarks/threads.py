@@ -1,4 +1,4 @@
-"""Calls of eight threads on one handle: against one thread's rate, and against a socket that eight threads share under a lock.
+"""Calls of two, four and eight threads on one handle: against one thread's rate, and against a socket that eight share under a lock.
 
     python -m benchmarks.threads [seconds per situation]
 
@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import fastplug
 
-THREADS = 8
+THREADS = (2, 4, 8)
+MOST = 8
 ROUNDS = 5
 PAYLOAD = b"x" * 64
 
@@ -112,16 +113,28 @@ def load() -> Iterator[None]:
             one.join()
 
 
-def threads(echo: Echo, peer: Callable[[], object], seconds: float) -> tuple[float, float, float, float]:
-    """Medians of interleaved rounds: one thread, eight, eight on the socket; and eight beside one that only share the GIL."""
-    ones, eights, sockets, floors = [], [], [], []
+class Rates(NamedTuple):
+    """Calls a second, medians of interleaved rounds."""
+
+    one: float
+    several: list[float]  # by THREADS, to one thread's rate in the same round
+    socket: float
+    gil: float  # MOST threads beside one that only share the GIL
+
+
+def threads(echo: Echo, peer: Callable[[], object], seconds: float) -> Rates:
+    """One thread, several, and as many on the socket."""
+    ones: list[float] = []
+    several: list[list[float]] = [[] for _ in THREADS]
+    sockets, floors = [], []
     for _ in range(ROUNDS):
         ones.append(rate(lambda: echo.echo(PAYLOAD), 1, seconds))
-        eights.append(rate(lambda: echo.echo(PAYLOAD), THREADS, seconds))
-        sockets.append(rate(peer, THREADS, seconds))
+        for count, found in zip(THREADS, several, strict=True):
+            found.append(rate(lambda: echo.echo(PAYLOAD), count, seconds) / ones[-1])
+        sockets.append(rate(peer, MOST, seconds))
         alone = holding_gil(1 / ones[-1])
-        floors.append(1 / rate(alone, 1, seconds) * rate(alone, THREADS, seconds))
-    return median(ones), median(eights), median(sockets), median(floors)
+        floors.append(rate(alone, MOST, seconds) / rate(alone, 1, seconds))
+    return Rates(median(ones), [median(found) for found in several], median(sockets), median(floors))
 
 
 async def awaited(echo: Echo, seconds: float) -> tuple[float, float]:
@@ -156,18 +169,20 @@ async def _serve_stream(sock: socket.socket) -> None:
         writer.write(await reader.readexactly(64))
 
 
-def told(situation: str, one: float, eight: float, other: float, floor: float) -> None:
+def told(situation: str, found: Rates) -> None:
     """One line of the result."""
-    print(f"{situation}: 1 thread {one:,.0f}/s, {THREADS} threads {eight:,.0f}/s ({eight / one:.2f}x; the GIL alone {floor:.2f}x)", end="")
-    print(f", {THREADS} on socket + lock {other:,.0f}/s ({eight / other:.1f}x)")
+    shown = ", ".join(f"{count} threads {ratio:.2f}x" for count, ratio in zip(THREADS, found.several, strict=True))
+    eight = found.several[-1] * found.one
+    print(f"{situation}: 1 thread {found.one:,.0f}/s, {shown} (the GIL alone {found.gil:.2f}x)", end="")
+    print(f"; {MOST} on socket + lock {found.socket:,.0f}/s ({eight / found.socket:.1f}x)", flush=True)
 
 
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
     with socket_and_lock() as peer, fastplug.open([sys.executable, "-m", "fastplug.entry", "benchmarks.threads:PlainEcho"], Echo) as echo:
-        told("idle", *threads(echo, peer, seconds))
+        told("idle", threads(echo, peer, seconds))
         with load():
-            told("under load", *threads(echo, peer, seconds))
+            told("under load", threads(echo, peer, seconds))
         ours, streams = asyncio.run(awaited(echo, seconds))
         print(f"awaited: {ours * 1e6:.1f} us, asyncio over a Unix socket {streams * 1e6:.1f} us (1/{streams / ours:.1f})")
 
