@@ -77,6 +77,28 @@ def test_on_several_workers(gate: Gate) -> None:
             call.result(SOON_S)
 
 
+def test_a_generator_runs_once_its_handler_has_begun(gate: Gate) -> None:
+    """Else a call that it makes may be taken up before, by the only worker, and waits for ever below the handler that waits for it."""
+    with started("grpc", PlainFlows) as client:
+        flows: Flows = client.dispense(Flows)
+        slow = fastplug.submit(flows.wait, gate.path)
+        gate.wait_entered()
+        open_yet, seen = threading.Event(), []
+
+        def source() -> Iterator[int]:
+            seen.append(open_yet.is_set())
+            yield flows.total([1])
+
+        fed = fastplug.submit(flows.total, source())
+        while client.stats()["plugin_calls"] < 2:  # both have come, and the second waits for the worker
+            pass
+        open_yet.set()
+        gate.open(1)
+        slow.result(SOON_S)
+        assert fed.result(SOON_S) == 1
+        assert seen == [True]
+
+
 @fastplug.interface("test.flows/1")
 class Awaited(Protocol):
     async def double(self, n: int) -> int: ...

@@ -233,6 +233,16 @@ def test_a_generator_of_the_caller_that_calls(flows: Flows) -> None:
     assert list(flows.doubled(source())) == [4 * n for n in range(100)]
 
 
+def test_a_generator_of_the_caller_that_feeds_a_call(flows: Flows) -> None:
+    def source(depth: int) -> Iterator[int]:
+        if depth:
+            yield flows.total(source(depth - 1))
+        yield 1
+
+    for depth in (*[1] * 20, 2, 5):
+        assert flows.total(source(depth)) == depth + 1
+
+
 def test_both_ways(flows: Flows) -> None:
     assert list(flows.doubled(range(1000))) == [2 * n for n in range(1000)]
     assert list(flows.pairs(range(7))) == [(0, 1), (2, 3), (4, 5)]

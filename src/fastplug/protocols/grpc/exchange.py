@@ -21,7 +21,7 @@ from fastplug.protocols.grpc.callbacks import Asked, Callbacks, Entry
 from fastplug.protocols.grpc.calls import take
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.schema import Rpc
-from fastplug.protocols.grpc.streaming import END, Driver, RequestQueue, StreamCalls
+from fastplug.protocols.grpc.streaming import BEGUN, END, Driver, RequestQueue, StreamCalls
 
 __all__ = ["Exchange", "ResultStream"]
 
@@ -47,7 +47,8 @@ class Exchange:
     """One call.
 
     Args: ``translate`` makes an error of the tree of the status with which it ended; ``understands`` says whether the plugin is one of
-    fastplug's, which can be told that a stream failed.
+    fastplug's, which can be told that a stream failed, and says when the handler begins. Until then the caller's generator does not run: a
+    call that it makes could be taken up first, and would wait for the handler that runs on top of it.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class Exchange:
         self._callbacks = callbacks
         self._translate = translate
         self._understands = understands
+        self._begun = not understands
+        self._wanted_early = 0
         self._passed: list[Entry] = []
         self._iterator: Any = None
         self._feed: _Feed | None = None
@@ -110,12 +113,24 @@ class Exchange:
         """A response, RpcError, END; None: nothing that concerns the reader. Raises queue.Empty."""
         event = take(self.events, timeout_s)
         if event is _WANTED:
-            self._feed_one()
+            if self._begun:
+                self._feed_one()
+            else:
+                self._wanted_early += 1
+            return None
+        if event is BEGUN:
+            self._begin_feed()
             return None
         if isinstance(event, Asked):
             event.perform()
             return None
         return event
+
+    def _begin_feed(self) -> None:
+        self._begun = True
+        for _ in range(self._wanted_early):
+            self.events.put(_WANTED)
+        self._wanted_early = 0
 
     def _feed_one(self) -> None:
         iterator, feed = self._iterator, self._feed

@@ -42,10 +42,17 @@ class Input:
         self._changed = threading.Condition()
         self._waiter: Worker | None = None
         self._ended = self._closed = False
+        self._begun = threading.Event()
+
+    def begin(self) -> None:
+        """The handler begins. Only now the caller hears that it may feed the stream: a call that its generator makes runs on top then."""
+        self._begun.set()
 
     def read(self, requests: Iterator[bytes]) -> None:
         """Takes what comes, on a thread of its own, until the stream or the call ends."""
         try:
+            self._begun.wait()  # ended by begin() or close()
+            self._activation.tell_begun()
             for request in requests:
                 self._room.acquire()  # ended by the handler, which takes an item, or by close()
                 if self._closed:
@@ -130,6 +137,7 @@ class Input:
     def close(self) -> None:
         """Wants no more items: the caller's own generator ends when the call does. Idempotent."""
         self._closed = True
+        self._begun.set()
         self._arrived.clear()
         self._give_room()
         self._tell()
@@ -196,6 +204,8 @@ class _Call:
         return self._codec.decode_arguments(request, _Received(self._activation, self._input, self._serving.targets))
 
     def _handled(self, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        if self._input is not None:
+            self._input.begin()
         result = self._function(*args, **kwargs)
         if not self._codec.streams:
             return self._codec.encode_result(result)

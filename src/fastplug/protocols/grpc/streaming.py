@@ -16,7 +16,7 @@ from fastplug.errors import Cancelled, RpcError
 from fastplug.protocols.grpc.calls import take
 from fastplug.protocols.grpc.channel import Channel, Code, rpc_error
 
-__all__ = ["END", "Driver", "RequestQueue", "Responses", "StreamCalls"]
+__all__ = ["BEGUN", "END", "Driver", "RequestQueue", "Responses", "StreamCalls"]
 
 # Responses that may wait for the reader, beside what the engine's own windows hold.
 AHEAD_MAX = 16
@@ -25,6 +25,8 @@ JOIN_TIMEOUT_S = 2.0
 
 # The last of what a driver puts into its outcomes, when the call ended well.
 END = object()
+# Before the first response, for a reader that feeds a RequestQueue: the peer's handler has begun, or the call is over.
+BEGUN = object()
 
 
 class RequestQueue:
@@ -55,6 +57,7 @@ class Driver:
 
     def __init__(self, requests: Iterable[Any], encode: Callable[[Any], bytes], outcomes: SimpleQueue[Any] | None = None) -> None:
         self.outcomes: SimpleQueue[Any] = SimpleQueue() if outcomes is None else outcomes
+        self._tells_begun = outcomes is not None and isinstance(requests, RequestQueue)
         self._room: SimpleQueue[bool] = SimpleQueue()
         for _ in range(AHEAD_MAX):
             self._room.put(True)
@@ -70,6 +73,9 @@ class Driver:
         try:
             call = channel.stream_stream(path)(self._encoded(), timeout=timeout_s, metadata=metadata)
             self._call = call
+            if self._tells_begun and not self._cancelled:
+                call.initial_metadata()  # ends with the headers, the deadline, the connection, or cancel()
+                self.outcomes.put(BEGUN)
             while not self._cancelled and self._room.get():
                 response = next(call, END)
                 if response is END:

@@ -70,6 +70,11 @@ class Activation:
         """From now on it hears that the caller gave up; False: it has already."""
         return self._call.add_callback(self._ended)
 
+    def tell_begun(self) -> None:
+        """Sends the headers of the response: the handler has begun. For a thread of the engine."""
+        with contextlib.suppress(ValueError):  # a response was first
+            self._call.send_initial_metadata(())
+
     def _ended(self) -> None:
         """The call is over: answered, or the caller gave up. Then a handler that runs hears of it, and one that has not begun does not."""
         if self.finished:
