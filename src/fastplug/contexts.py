@@ -23,6 +23,11 @@ METADATA_ENTRIES_MAX: Final = 64
 _KEY = re.compile(r"[a-z0-9_.-]{1,128}")
 _VALUE = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?")
 _RESERVED = ("grpc-", "fastplug-", ":")
+# HTTP/2 and gRPC have a meaning of their own for these, and drop the caller's or refuse the request.
+_HTTP = frozenset(
+    {"user-agent", "te", "content-type", "content-length", "host"}
+    | {"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"}
+)
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 # The metadata of this thread's or task's calls, and the same as a value of docs/wire.md, section 3 (made once, not once a call).
@@ -38,9 +43,10 @@ def _packed(values: Mapping[str, str]) -> bytes:
 
 def _check(values: Mapping[Any, Any]) -> None:
     for key, value in values.items():
-        if not isinstance(key, str) or not _KEY.fullmatch(key) or key.startswith(_RESERVED) or key.endswith("-bin"):
+        if not isinstance(key, str) or not _KEY.fullmatch(key) or key.startswith(_RESERVED) or key.endswith("-bin") or key in _HTTP:
             raise ConfigError(
-                f"metadata: {key!r:.140} is no key; write lower-case ASCII letters, digits and _ . - (not grpc-..., fastplug-..., ...-bin)"
+                f"metadata: {key!r:.140} is no key; write lower-case ASCII letters, digits and _ . - (not grpc-..., fastplug-..., ...-bin, "
+                "nor a header that HTTP/2 keeps for itself, such as content-type)"
             )
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise ConfigError(f"metadata: the value of {key!r} must be printable ASCII text without spaces at its ends, got {value!r:.140}")

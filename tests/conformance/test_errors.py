@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -10,10 +11,14 @@ from typing import Any
 
 import pytest
 from tests.conformance.conftest import Gate, started
+from tests.plugins.flows_api import Flows
+from tests.plugins.flows_plugin import PlainFlows
 from tests.plugins.probe_api import Note, Probe
 from tests.plugins.probe_plugin import ProbePlugin
 
 import fastplug
+
+SOON_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +208,30 @@ def test_kill_ends_a_waiting_call(start: Callable[..., fastplug.Client], gate: G
     caller.join()
     gate.open()  # in-process the handler is still there
     assert [type(error) for error in caught] == [fastplug.Closed]
+
+
+def test_kill_ends_streams_and_maps(start: Callable[..., fastplug.Client]) -> None:
+    client = start(PlainFlows)
+    flows: Flows = client.dispense(Flows)
+    running = [threading.Semaphore(0) for _ in range(2)]
+    caught: list[BaseException] = []
+
+    def iterate(made: Iterator[object], runs: threading.Semaphore) -> None:
+        try:
+            for _ in made:
+                runs.release()
+        except BaseException as error:  # noqa: BLE001  what comes is the question
+            caught.append(error)
+
+    iterators = flows.count(10**9), fastplug.map(flows.double, itertools.count())
+    threads = [threading.Thread(target=iterate, args=pair) for pair in zip(iterators, running, strict=True)]
+    for thread, runs in zip(threads, running, strict=True):
+        thread.start()
+        assert runs.acquire(timeout=SOON_S)
+    client.kill()
+    for thread in threads:
+        thread.join(SOON_S)
+    assert [(type(error), "kill()" in str(error)) for error in caught] == [(fastplug.Closed, True)] * 2
 
 
 @pytest.mark.transports("shm", "socket", "grpc")

@@ -73,6 +73,9 @@ Headers = tuple[tuple[str, str], ...]
 # A peer that keeps the deadline, too, may be first: grpc-go then resets the stream, which counts as CANCELLED here. grpc-timeout has eight
 # digits and is rounded; ten milliseconds are more than that and two clocks make.
 DEADLINE_SLACK_S = 0.01
+# Of a plugin that ends and does not come to a call any more, and of any call whose connection has ended.
+REFUSED = (Code.UNAVAILABLE, Code.CANCELLED)
+LOST = (*REFUSED, Code.UNKNOWN, Code.INTERNAL)
 CANCELLED = f"{Cancelled.__module__}.{Cancelled.__qualname__}"
 # A plugin describes its interfaces in a few KiB; more than this is no description.
 DESCRIPTION_CHARACTERS_MAX = 16 << 20
@@ -87,6 +90,7 @@ class GrpcClient:
         self._context = context
         self._owner_pid = os.getpid()
         self._closed = False
+        self._stopping = False  # the plugin was asked to end
         self._made = 0
         self._numbers = itertools.count(1)
         self._copies = ArrayCopies(strict=context.config.strict_zero_copy)
@@ -297,7 +301,7 @@ class GrpcClient:
             return seen_by_handler(packed) if remaining_s() is not None else packed
         if status.code == Code.DEADLINE_EXCEEDED:
             return DeadlineExceeded(f"{what} had no answer before the deadline; a late one will be dropped")
-        if self.channel.closed.done() and status.code in (Code.UNAVAILABLE, Code.CANCELLED, Code.UNKNOWN, Code.INTERNAL):
+        if status.code in (LOST if self.channel.closed.done() else REFUSED if self._stopping else ()):
             return self._lost(qualified)
         if status.code == Code.UNIMPLEMENTED and qualified:
             interface, _, method = qualified.rpartition(".")
@@ -342,6 +346,7 @@ class GrpcClient:
 
         if self._closed or os.getpid() != self._owner_pid:
             return
+        self._stopping = True
         if self.channel.closed.done():
             failed()
         else:
