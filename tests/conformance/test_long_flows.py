@@ -29,6 +29,8 @@ LONG_CALLBACKS_USUALLY = 1_000_000
 WARMUP = 10
 # A leak of five bytes a callback is more, and what the allocators of two Pythons keep on a busy day is not.
 GROWTH_LIMIT_KIB = 5 * 1024
+# AddressSanitizer keeps what was freed for a while, 256 MiB of it, so that resident memory tells nothing.
+KEEPS_FREED = "libasan" in os.environ.get("LD_PRELOAD", "")
 # A watchdog, not a measure: the machine may be busy.
 SOON_S = 120.0
 # Between two looks: nothing tells that the plugin has let a callback go.
@@ -99,7 +101,7 @@ def test_a_million_callbacks_leave_nothing(transport: str, part: int) -> None:
         passing.run(callbacks)
         assert not more_descriptors(open_before)
         grown = {("host" if pid == os.getpid() else "plugin"): rss_kib(pid) - before[pid] for pid in pids}
-        assert max(grown.values()) < GROWTH_LIMIT_KIB, f"KiB more than before {callbacks} callbacks: {grown}"
+        assert KEEPS_FREED or max(grown.values()) < GROWTH_LIMIT_KIB, f"KiB more than before {callbacks} callbacks: {grown}"
 
 
 def fill(arrays: Arrays, offset: int) -> None:
