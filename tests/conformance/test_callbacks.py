@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import numpy as np
@@ -49,6 +50,31 @@ def test_callbacks_that_call(flows: Flows) -> None:
         return 2 * n + (sum(map(model, range(n))) if n < 4 else sum(range(n)))
 
     assert flows.each(8, tell) == sum(map(model, range(8)))
+
+
+def _chain(flows: Flows, levels: int) -> int:
+    """Calls the plugin, which calls back, and so on."""
+    return 1 + flows.each(1, lambda _: _chain(flows, levels - 1)) if levels else 0
+
+
+def test_a_chain_of_callbacks_has_an_end(flows: Flows) -> None:
+    assert _chain(flows, 32) == 32
+    with pytest.raises(RecursionError, match="endless") as refused:
+        _chain(flows, 1000)
+    assert isinstance(refused.value, RemoteError)
+    assert _chain(flows, 32) == 32
+
+
+def test_chains_of_many_threads(flows: Flows) -> None:
+    """Together they are deeper than one may be."""
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(lambda levels: _chain(flows, levels), [3] * 40, timeout=SOON_S)) == [3] * 40
+
+
+def test_callbacks_of_many_calls_that_call(flows: Flows) -> None:
+    """More handlers wait than run on top of each other, and what their callbacks call is answered all the same."""
+    calls = [fastplug.submit(flows.each, 3, flows.double) for _ in range(100)]
+    assert [call.result(timeout_s=SOON_S) for call in calls] == [6] * 100
 
 
 def test_callbacks_that_fail(flows: Flows) -> None:

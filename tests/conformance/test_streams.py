@@ -261,3 +261,14 @@ def test_both_ways(flows: Flows) -> None:
     assert [next(stream) for _ in range(3)] == [0, 2, 4]
     stream.close()
     assert closed == [True]
+
+
+def test_a_chain_of_iterables_has_an_end(flows: Flows) -> None:
+    def numbers(levels: int) -> Iterator[int]:
+        if levels:
+            yield flows.total(numbers(levels - 1))
+        yield 1
+
+    assert flows.total(numbers(31)) == 32
+    with pytest.raises(RecursionError, match="endless"):
+        flows.total(numbers(32))

@@ -7,6 +7,12 @@ from fastplug.protocols._callbacks cimport Asking, CallbackLine
 from fastplug.protocols._streams cimport Incoming, Outgoing
 
 
+cdef enum:
+    # Handlers of a lane on top of handlers that wait: a chain of callbacks this deep is an endless one, and Python's own stack ends soon after.
+    NESTED_MAX = 32
+    CROWDED = 16            # from here on none that nobody waits for: the callbacks that it passed may need the rest
+
+
 cdef class Activation:
     # One call in the plugin, from its request to its answer.
     cdef Activity server
@@ -19,6 +25,7 @@ cdef class Activation:
     cdef uint16_t method
     cdef int flags
     cdef bint running                   # its handler or generator is on the stack
+    cdef bint within                    # it came while the lane's caller waited for another one: from a callback of that, or its iterable
     cdef bint given_up                  # the caller said CANCEL or CLOSE
     cdef unsigned long thread
     cdef Incoming feed                  # the stream that it takes, or None
@@ -31,6 +38,7 @@ cdef class Activation:
     cdef dict metadata
     cdef object context                 # made when somebody asks for it
     cdef int give_up(self) except -1
+    cdef bint answerable(self, int depth) except -1     # on top of so many handlers: it runs, or ends with an error
 
 
 cdef class Asked:

@@ -35,6 +35,16 @@ cdef class Activation:
             self.context.cancel()
         return 0
 
+    cdef bint answerable(self, int depth) except -1:
+        cdef bint submitted = self.codec.has_references and self.codec.item is None and not self.flags & FLAG_WAITS and not self.within
+        if self.asynchronous or depth < (CROWDED if submitted else NESTED_MAX):
+            return True
+        if self.within:             # the handlers below wait for it
+            self.error = RecursionError(
+                f"{self.codec.qualified}() was called from within {depth} handlers that wait for each other; is the chain of callbacks endless?"
+            )
+        return self.within
+
     def way_back(self):
         """The server on whose lane the caller waits for this call, if the handler's own thread asks; else None."""
         if self.running and self.flags & FLAG_WAITS and self.thread == PyThread_get_thread_ident() and not self.server.sending:
@@ -197,7 +207,6 @@ cdef class Activity(Asking):
         """A handler waits: what comes is taken, and what can be run is run on top of it."""
         if self.stopping:
             raise Closed("the host is gone, or has asked the plugin to end")
-        self.depth += 1
         try:
             if self.group is None:
                 self.step()
@@ -210,8 +219,6 @@ cdef class Activity(Asking):
             self.broken = error
             self.stopping = True
             raise
-        finally:
-            self.depth -= 1
         return 0
 
     def close_streams(self) -> None:
@@ -227,7 +234,7 @@ cdef class Activity(Asking):
 
     cdef int let_go(self, Activation call) except -1:
         self.active.pop(call.number, None)
-        call.function = None
+        call.function = call.values = None      # callbacks among them refer to the call
         if call.feed is not None:
             call.feed.ended = True
             call.feed.values.clear()

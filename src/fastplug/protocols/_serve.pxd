@@ -31,6 +31,7 @@ cdef class Server(Activity):
     cdef Activation current             # None for a plain call
     cdef dict below                     # call -> Context, of plain calls that wait while others run on top of them
     cdef dict cancelled                 # call -> None, in order of arrival: cancelled before their handlers began
+    cdef int awaited                    # handlers on the stack whose callers wait on this lane
     cdef int batched                    # answers that may wait to be published, of methods that are quick
     cdef int64_t batch_began            # when the handler of the first of them did
     cdef bint runnable(self) except -1  # step() would not wait
@@ -39,6 +40,7 @@ cdef class Server(Activity):
     cdef int resume(self, tuple outer) except -1
     cdef bint came(self, uint64_t call) except -1
     cdef int take(self, FrameHeader* header) except -1
+    cdef Py_ssize_t next_kept(self) except -2
     cdef int go_on(self) except -1
     cdef Served served(self, FrameHeader* header)
     cdef Activation request(self, FrameHeader* header)

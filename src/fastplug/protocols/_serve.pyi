@@ -7,7 +7,6 @@ from fastplug.protocols._activity import Activation, Activity
 from fastplug.protocols._tasks import Tasks
 from fastplug.shm._port import ArenaPort
 
-NESTED_MAX: Final[int]
 QUEUED_MAX: Final[int]
 CANCELLED_MAX: Final[int]
 

@@ -14,10 +14,10 @@ from libc.stdint cimport int64_t, uint16_t, uint64_t
 from libc.string cimport memset
 
 from fastplug._wire cimport (
-    FLAG_METADATA, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, FrameHeader, Link, MethodCodec, Values, drop_values, get_metadata,
+    FLAG_METADATA, FLAG_WAITS, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, FrameHeader, Link, MethodCodec, Values, drop_values, get_metadata,
     skip_rest,
 )
-from fastplug.protocols._activity cimport Activation, Activity, PluginReferences
+from fastplug.protocols._activity cimport CROWDED, Activation, Activity, PluginReferences
 from fastplug.protocols._served cimport Served
 from fastplug.protocols._streams cimport WINDOW_ITEMS, Outgoing
 
@@ -34,9 +34,6 @@ cdef extern from "_atomics.h" nogil:
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
 
-# Handlers on top of handlers that wait: a chain of callbacks this deep is an endless one, and Python's own stack ends soon after.
-NESTED_MAX = 32
-cdef int _NESTED_MAX = NESTED_MAX
 # Requests that were decoded while there was no room to answer. A host has at most 1024 calls under way on a lane.
 QUEUED_MAX = 4096
 # Cancellations that came before their calls: a host has no more calls under way, and one that makes them up gets no further.
@@ -156,12 +153,14 @@ cdef class Server(Activity):
         """This call's handler or generator runs from now on: what ran before, for leave()."""
         cdef tuple outer = self.suspend()
         self.depth += 1
+        self.awaited += call.flags & FLAG_WAITS != 0
         call.running = True
         self.running, self.until_ns, self.metadata, self.context, self.current = call.number, call.until_ns, call.metadata, call.context, call
         return outer
 
     cdef int leave(self, Activation call, tuple outer) except -1:
         self.depth -= 1
+        self.awaited -= call.flags & FLAG_WAITS != 0
         call.running = False
         return self.resume(outer)
 
@@ -180,15 +179,19 @@ cdef class Server(Activity):
     # -- what comes next
 
     cdef bint runnable(self) except -1:
-        return self.link.has_frame() or bool(self.streams) or self.kept and bool(self.ready) and self.depth <= _NESTED_MAX
+        return self.link.has_frame() or bool(self.streams) or self.kept and self.next_kept() >= 0
 
     cdef int step(self) except -1:
         """One frame, one handler, or one item."""
         cdef FrameHeader header
-        if self.kept and self.depth <= _NESTED_MAX:
-            if self.ready:
-                return self.run_one(self.ready.popleft())
-            self.kept = False
+        cdef Py_ssize_t place
+        if self.kept:
+            place = self.next_kept()
+            if place >= 0:
+                call = self.ready[place]
+                del self.ready[place]
+                return self.run_one(call)
+            self.kept = bool(self.ready)
         if self.streams and not self.link.has_frame():
             if self.stopping:
                 raise EOFError
@@ -202,6 +205,14 @@ cdef class Server(Activity):
                 self.go_on()
         return 0
 
+    cdef Py_ssize_t next_kept(self) except -2:
+        """Which of the requests in ``ready`` comes next; -1: none can."""
+        cdef Py_ssize_t place
+        for place, call in enumerate(self.ready):
+            if (<Activation>call).answerable(self.depth):
+                return place
+        return -1
+
     cdef int go_on(self) except -1:
         """The frames behind one, up to a batch: all else comes after frames, but for what is in ``ready``."""
         cdef FrameHeader header
@@ -213,7 +224,7 @@ cdef class Server(Activity):
         return 0
 
     cdef int absorb(self, FrameHeader* header) except -1:
-        """While there is no room to send: takes a frame in, and runs nothing."""
+        """While there is no room to send, or not for any handler: takes a frame in, and runs nothing."""
         if header.kind != FRAME_REQUEST:
             return self.about(header)
         if len(self.ready) >= _QUEUED_MAX:
@@ -227,7 +238,7 @@ cdef class Server(Activity):
         self.more = False
         if header.kind != FRAME_REQUEST:
             return self.about(header)
-        if self.depth > _NESTED_MAX:
+        if self.depth >= CROWDED:
             return self.absorb(header)
         served = self.served(header)
         if served.plain:
@@ -255,6 +266,7 @@ cdef class Server(Activity):
         call.until_ns = fp_now_ns() + header.remaining_ns if header.remaining_ns else 0
         self.active[call.number] = call
         call.given_up = self.came(call.number)
+        call.within = self.awaited > 0
         self.unspill(header)
         call.metadata = get_metadata(self.dec) if header.flags & FLAG_METADATA else None
         self.references.call = call

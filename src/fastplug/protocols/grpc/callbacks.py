@@ -25,12 +25,21 @@ from fastplug.protocols.grpc.schema import Rpc
 from fastplug.protocols.grpc.targets import callback_codec
 from fastplug.protocols.grpc.workers import CALL_KEY
 
-__all__ = ["Asked", "Callbacks", "Entry"]
+__all__ = ["INSIDE", "Asked", "Callbacks", "Entry"]
 
 # Each takes a socket and a server of its own: more means a plugin that keeps what it does not need.
 CALLBACKS_MAX = 256
 # A callback in hand when the connection is closed may take this long.
 JOIN_TIMEOUT_S = 1.0
+
+
+class _Inside(threading.local):
+    """How many calls this thread waits for, while it runs their callbacks and iterables."""
+
+    depth = 0
+
+
+INSIDE = _Inside()
 
 
 class Asked:
@@ -193,6 +202,7 @@ class Callbacks:
                     self._thread.start()
 
     def _run(self) -> None:
+        INSIDE.depth = 1  # handlers wait for what runs here, if not their callers
         while (act := self._jobs.get()) is not None:
             try:
                 act()

@@ -33,7 +33,7 @@ from fastplug.protocol import HostContext
 from fastplug.protocols._drawn import drawn
 from fastplug.protocols.grpc.arrays import ArrayCopies
 from fastplug.protocols.grpc.broker import Broker, Conversation
-from fastplug.protocols.grpc.callbacks import Callbacks
+from fastplug.protocols.grpc.callbacks import INSIDE, Callbacks
 from fastplug.protocols.grpc.calls import Calls
 from fastplug.protocols.grpc.catalog import Catalog
 from fastplug.protocols.grpc.channel import Channel, Code, Limits, select
@@ -47,7 +47,7 @@ from fastplug.protocols.grpc.schema import schema_of
 from fastplug.protocols.grpc.stdio import STDERR, STDOUT
 from fastplug.protocols.grpc.stream import WITHOUT_A_WORD
 from fastplug.protocols.grpc.streaming import StreamCalls
-from fastplug.protocols.grpc.workers import CALL_KEY
+from fastplug.protocols.grpc.workers import CALL_KEY, DEPTH_KEY
 from fastplug.protocols.handle import RemoteMethod, absent_method, make_handle
 from fastplug.signature import InterfaceDescription, check_offer, checked_description, offered_index
 
@@ -202,7 +202,8 @@ class GrpcClient:
             raise DeadlineExceeded(f"{remote.codec.qualified}(): the deadline was over before the call; nothing was sent")
         self._made += 1  # two threads may lose one to each other; it is a statistic
         outer, number = METADATA.get(), str(next(self._numbers))
-        return timeout_s, number, ((CALL_KEY, number), *(outer[0].items() if outer is not None else ()))
+        own = ((CALL_KEY, number), (DEPTH_KEY, str(INSIDE.depth))) if INSIDE.depth else ((CALL_KEY, number),)
+        return timeout_s, number, (*own, *(outer[0].items() if outer is not None else ()))
 
     def exchange(self, remote: Remote, args: tuple[Any, ...], kwargs: dict[str, Any], *, here: bool) -> tuple[Exchange, str]:
         """A call with streams or callbacks, which has been sent, and its number. ``here``: callbacks run on the thread that waits."""

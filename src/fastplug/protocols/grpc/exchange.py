@@ -17,7 +17,7 @@ from fastplug._wire_words import Unfit
 from fastplug.annotation import TypeNode
 from fastplug.errors import DeadlineExceeded, RemoteError, RemoteProtocolError, RpcError
 from fastplug.protocols._drawn import Drawn, drawn
-from fastplug.protocols.grpc.callbacks import Asked, Callbacks, Entry
+from fastplug.protocols.grpc.callbacks import INSIDE, Asked, Callbacks, Entry
 from fastplug.protocols.grpc.calls import take
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.schema import Rpc
@@ -112,19 +112,23 @@ class Exchange:
     def next_event(self, timeout_s: float | None = None) -> Any:
         """A response, RpcError, END; None: nothing that concerns the reader. Raises queue.Empty."""
         event = take(self.events, timeout_s)
-        if event is _WANTED:
-            if self._begun:
-                self._feed_one()
-            else:
-                self._wanted_early += 1
-            return None
         if event is BEGUN:
             self._begin_feed()
             return None
-        if isinstance(event, Asked):
-            event.perform()
+        if event is _WANTED and not self._begun:
+            self._wanted_early += 1
             return None
-        return event
+        if event is not _WANTED and not isinstance(event, Asked):
+            return event
+        INSIDE.depth += 1
+        try:
+            if isinstance(event, Asked):
+                event.perform()
+            else:
+                self._feed_one()
+        finally:
+            INSIDE.depth -= 1
+        return None
 
     def _begin_feed(self) -> None:
         self._begun = True

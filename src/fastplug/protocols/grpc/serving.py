@@ -260,6 +260,8 @@ class _Call:
         self._serving.workers.post(job)
         try:
             return self._checked(self._activation.outcome(job))
+        except RecursionError as error:
+            return self._checked(status_of(error, fastplug_host=self._activation.fastplug_host))
         finally:
             self._worker = job.worker
             del job  # it has the error, whose traceback has this frame

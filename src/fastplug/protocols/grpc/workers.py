@@ -22,10 +22,12 @@ from fastplug.process.stacks import NOT_RUNNING, stack_of
 from fastplug.protocols.grpc.channel import CallContext, Code
 from fastplug.protocols.grpc.errors import HOST_KEY
 
-__all__ = ["CALL_KEY", "Activation", "Job", "Worker", "Workers"]
+__all__ = ["CALL_KEY", "DEPTH_KEY", "Activation", "Job", "Worker", "Workers"]
 
 # The host's number for the call, so that it can ask where the plugin is in it.
 CALL_KEY = "fastplug-call"
+# How many calls its thread is inside of, in callbacks and iterables of theirs; absent: none.
+DEPTH_KEY = "fastplug-depth"
 # Headers that are the protocol's and not the caller's.
 _INTERNAL = ("fastplug-", "grpc-", "user-agent", ":")
 # A worker ends with the handler in hand; the process does not wait for one that takes longer (its threads are daemons).
@@ -34,8 +36,11 @@ JOIN_TIMEOUT_S = 2.0
 NO_DEADLINE_S = 1e9
 # Longest sleep of a worker that has nothing to do.
 SLEEP_S = 0.5
-# Handlers on top of each other on one thread: each takes some of its stack. Steps of streams may add as many.
+# A chain of callbacks this deep is an endless one.
 NESTED_MAX = 32
+# Handlers on top of each other on one thread: each takes some of its stack. From a quarter of that on only those that handlers wait for.
+RUNNING_MAX = 2 * NESTED_MAX
+CROWDED = RUNNING_MAX // 4
 
 
 def _callers(headers: Sequence[tuple[str, str | bytes]]) -> dict[str, str]:
@@ -58,6 +63,8 @@ class Activation:
         sent = call.invocation_metadata()
         headers = {key: value for key, value in sent if isinstance(value, str)}
         self.number = headers.get(CALL_KEY, "")
+        depth = headers.get(DEPTH_KEY, "0")
+        self.depth = int(depth) if depth.isdecimal() and len(depth) < 4 else 0
         self.fastplug_host = HOST_KEY in headers
         self.finished = False
         remaining_s = call.time_remaining()
@@ -84,12 +91,15 @@ class Activation:
         self.context.cancel()
 
     def outcome(self, job: Job) -> Any:
-        """What the job, which was posted, gives or raises. For a thread of the engine. Raises RpcError: nobody comes to it."""
+        """What the job, which was posted, gives or raises. For a thread of the engine.
+
+        Raises RpcError: nobody comes to it; RecursionError: it was refused.
+        """
         self._waiting = job
         if self.context.cancelled:
             job.done.cancel()
         try:
-            return job.done.result()  # ends with the answer, the caller's end, or the plugin's
+            return job.done.result()  # ends with the answer, the caller's end, the plugin's, or refuse()
         except CancelledError as error:
             if self.context.cancelled:
                 code = Code.DEADLINE_EXCEEDED if self.context.remaining_s == 0 else Code.CANCELLED
@@ -118,6 +128,14 @@ class Job:
             self.done.set_exception(error)
         else:
             self.done.set_result(outcome)
+
+    def refuse(self) -> None:
+        """Handlers wait for it, and it cannot run on top of them."""
+        if self.done.set_running_or_notify_cancel():
+            text = (
+                f"the call was made from within {self.activation.depth} others that wait for each other; is the chain of callbacks endless?"
+            )
+            self.done.set_exception(RecursionError(text))
 
 
 class Worker:
@@ -152,6 +170,7 @@ class Workers:
     def __init__(self, count: int) -> None:
         self._lock = threading.Lock()
         self._fresh: deque[Job] = deque()
+        self._nested: deque[Job] = deque()  # that handlers wait for
         self._workers = [Worker() for _ in range(count)]
         self._idle: list[Worker] = []
         self._here = threading.local()
@@ -173,12 +192,26 @@ class Workers:
                 job.worker.wake()
                 return
             self.calls += 1
-            self._fresh.append(job)
+            if job.activation.depth >= NESTED_MAX:
+                job.refuse()
+                return
+            (self._nested if job.activation.depth else self._fresh).append(job)
+            self._refuse_nested()
             self._wake_one()
 
     def _wake_one(self) -> None:
-        if self._idle:
-            self._idle.pop().wake()
+        limit = RUNNING_MAX if self._nested else CROWDED
+        for worker in reversed(self._idle):
+            if len(worker.running) < limit:
+                self._idle.remove(worker)
+                worker.wake()
+                return
+
+    def _refuse_nested(self) -> None:
+        """Without room on any stack they would wait for each other for ever."""
+        if self._nested and all(len(worker.running) >= RUNNING_MAX for worker in self._workers):
+            while self._nested:
+                self._nested.popleft().refuse()
 
     def here(self) -> Worker | None:
         """The worker whose thread this is."""
@@ -229,15 +262,18 @@ class Workers:
                 if worker in self._idle:
                     self._idle.remove(worker)
                 if done():
-                    if self._fresh:
+                    if self._fresh or self._nested:
                         self._wake_one()  # it may have been woken for this one
                     return None
-                if len(worker.running) < NESTED_MAX and self._fresh:
-                    return self._fresh.popleft()
-                if worker.steps and len(worker.running) < 2 * NESTED_MAX:
-                    return worker.steps.popleft()
-                if len(worker.running) < NESTED_MAX:
+                if len(worker.running) < RUNNING_MAX:
+                    if self._nested:
+                        return self._nested.popleft()
+                    if self._fresh and len(worker.running) < CROWDED:
+                        return self._fresh.popleft()
+                    if worker.steps:
+                        return worker.steps.popleft()
                     self._idle.append(worker)
+                self._refuse_nested()
             worker.sleep()
 
     def stop(self) -> None:
@@ -249,7 +285,7 @@ class Workers:
     def cancel_waiting(self) -> None:
         """After ``run``: calls that nobody comes to any more."""
         with self._lock:
-            waiting = [*self._fresh, *(job for worker in self._workers for job in worker.steps)]
+            waiting = [*self._fresh, *self._nested, *(job for worker in self._workers for job in worker.steps)]
         for job in waiting:
             job.done.cancel()
 
