@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tests.conformance.conftest import Gate, started
 from tests.plugins.flows_api import Floats, Flows
-from tests.plugins.flows_plugin import PlainFlows
+from tests.plugins.flows_plugin import PlainFlows, UncollectedFlows
 
 import fastplug
 from fastplug.errors import ArgumentError, ConfigError, DeadlineExceeded, PluginDied, RemoteError
@@ -115,6 +115,14 @@ def interrupt(n: int) -> int:
     raise KeyboardInterrupt
 
 
+def _goes(alive: weakref.ref[Callable[[int], int]]) -> bool:
+    """Whether the host lets go of a callback: over gRPC the connection that carried it ends a moment later."""
+    end = time.monotonic() + SOON_S
+    while alive() is not None and time.monotonic() < end:
+        gc.collect()
+    return alive() is None
+
+
 def test_kept_callbacks(flows: Flows) -> None:
     def tell(n: int) -> int:
         return n
@@ -127,10 +135,7 @@ def test_kept_callbacks(flows: Flows) -> None:
     gc.collect()
     assert alive() is not None
     assert flows.drop() == 1
-    end = time.monotonic() + SOON_S
-    while alive() is not None and time.monotonic() < end:  # over gRPC the connection that carried it ends a moment later
-        gc.collect()
-    assert alive() is None
+    assert _goes(alive)
 
 
 def test_callbacks_from_elsewhere(flows: Flows) -> None:
@@ -169,6 +174,45 @@ def test_callbacks_from_elsewhere_that_call(start: Callable[..., fastplug.Client
     with pytest.raises(DeadlineExceeded), fastplug.deadline(after_s=0.1):
         fastplug.submit(flows.each, 10**9, flows.double).result(SOON_S)
     assert flows.double(3) == 6
+
+
+def test_a_kept_callback_goes_with_the_connection(start: Callable[..., fastplug.Client]) -> None:
+    def tell(n: int) -> int:
+        return n
+
+    client = start(PlainFlows)
+    flows: Flows = client.dispense(Flows)
+    alive = weakref.ref(tell)
+    flows.keep(tell)
+    del tell
+    assert alive() is not None
+    client.kill()
+    assert _goes(alive)
+    with pytest.raises(fastplug.Closed):  # the handle lives on
+        flows.double(1)
+
+
+@pytest.mark.transports("shm", "socket", "inproc")
+def test_callbacks_of_calls_that_do_not_begin(start: Callable[..., fastplug.Client], gate: Gate) -> None:
+    """They are let go without a search for cycles in the plugin."""
+
+    def tell(n: int) -> int:
+        return n
+
+    alive = weakref.ref(tell)
+    flows: Flows = start(UncollectedFlows).dispense(Flows)
+    try:
+        waits = fastplug.submit(flows.wait, gate.path)
+        gate.wait_entered()
+        assert all(fastplug.submit(flows.each, 1, tell).cancel() for _ in range(10))
+        del tell
+        assert alive() is not None
+        gate.open()
+        waits.result(SOON_S)
+        assert flows.double(1) == 2
+        assert _goes(alive)
+    finally:
+        gc.enable()  # of a plugin in this process
 
 
 class Ear:

@@ -18,7 +18,7 @@ from tests.plugins.flows_api import Flows
 from tests.plugins.flows_plugin import PlainFlows
 
 import fastplug
-from fastplug.errors import ArgumentError, DeadlineExceeded, PluginDied, RemoteError, ResultError
+from fastplug.errors import ArgumentError, DeadlineExceeded, LocalProtocolError, PluginDied, RemoteError, ResultError
 
 SOON_S = 60.0
 
@@ -272,3 +272,20 @@ def test_a_chain_of_iterables_has_an_end(flows: Flows) -> None:
     assert flows.total(numbers(31)) == 32
     with pytest.raises(RecursionError, match="endless"):
         flows.total(numbers(32))
+
+
+def test_an_iterable_that_takes_from_the_stream_it_feeds(flows: Flows) -> None:
+    def numbers(*, careful: bool) -> Iterator[int]:
+        yield 1
+        try:
+            next(stream)
+        except LocalProtocolError:
+            if not careful:
+                raise
+        yield 2
+
+    stream = flows.doubled(numbers(careful=False))
+    with pytest.raises(LocalProtocolError, match="feeds this stream"):
+        list(stream)
+    stream = flows.doubled(numbers(careful=True))
+    assert list(stream) == [2, 4]

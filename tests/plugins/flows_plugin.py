@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 
@@ -121,6 +122,14 @@ class PlainFlows(Flows):
 
     def fed_back(self, values: Iterator[int], tell: Callable[[int], int]) -> int:
         return sum(tell(value) for value in values)
+
+
+class UncollectedFlows(PlainFlows):
+    """What is in a cycle stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        gc.disable()
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ cdef class Caller(Told):
                 if watch is not None:
                     watch.end()
             self.references.caller = None
+            self.registry.close()
             self.link = None
             self.port = None
             self.arena_port = None

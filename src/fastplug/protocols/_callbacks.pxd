@@ -10,6 +10,7 @@ cdef class Registry:
     # The host's: everything that was passed on one connection and was not released.
     cdef dict passed                    # number -> (target, {name: (MethodCodec, function)}, owner)
     cdef uint64_t next_number
+    cdef bint closed
     cdef unsigned long thread           # on which callbacks run that no call waits for; 0 before there is one
     cdef uint64_t register(self, object value, Codec codec, object owner) except 0      # Unfit
     cdef int forget(self, uint64_t number) except -1

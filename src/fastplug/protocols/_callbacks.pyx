@@ -97,13 +97,18 @@ cdef class Registry:
         self.passed.pop(number, None)
         return 0
 
+    def close(self) -> None:
+        """The connection has ended: nobody calls them any more."""
+        self.closed = True
+        self.passed.clear()
+
     cdef int release(self, Decoder dec) except -1:
         cdef uint64_t number
         if dec.size & 7 or not dec.size:
             raise RemoteProtocolError(f"the plugin released callbacks in a payload of {dec.size} bytes")
         while dec.pos < dec.size:
             memcpy(&number, dec.need(8), 8)
-            if self.passed.pop(number, None) is None:
+            if self.passed.pop(number, None) is None and not self.closed:
                 raise RemoteProtocolError(f"the plugin released callback {number}, which was never passed or has been released")
         return 0
 
@@ -116,6 +121,8 @@ cdef class Registry:
         memcpy(&n, dec.need(2), 2)
         text = dec.need(n)
         known = self.passed.get(number)
+        if self.closed:
+            raise EOFError
         if known is None:
             raise RemoteProtocolError(f"the plugin called callback {number}, which was never passed or has been released")
         functions, owner = known

@@ -13,7 +13,7 @@ from fastplug._wire cimport (
     decode_error, encode_error, skip_rest, skip_value,
 )
 from fastplug.protocols._callbacks cimport Registry, answered
-from fastplug.protocols._streams cimport WINDOW_ITEMS
+from fastplug.protocols._streams cimport WINDOW_ITEMS, Outgoing
 from fastplug.protocols._turn cimport ANSWERED, FAILED, PENDING, Pending, Turn
 
 from fastplug._wire_words import Unbuilt
@@ -102,9 +102,11 @@ cdef class Reading(Turn):
         return call.feed.iterator.prepare(self.link.stir)
 
     cdef int feed_one(self, Pending call) except -1:
+        cdef Outgoing feed = call.feed
         self.inside += 1
+        feed.running = self.owner
         try:
-            value = next(call.feed.iterator)
+            value = next(feed.iterator)
         except StopIteration:
             return self.end_feed(call, None)
         except Exception as error:
@@ -113,8 +115,9 @@ cdef class Reading(Turn):
             self.end_feed(call, error)
             raise
         finally:
+            feed.running = 0
             self.inside -= 1
-        if call.state != PENDING or call.feed.done:
+        if call.state != PENDING or feed.done:
             return 0
         return self.send_fed(call, value)
 

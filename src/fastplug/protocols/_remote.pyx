@@ -13,7 +13,7 @@ from fastplug.protocols._pool cimport Pool
 from fastplug.protocols._streams cimport Outgoing
 from fastplug.protocols._turn cimport ANSWERED, FAILED, GIVEN_UP, PENDING, Pending
 
-from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded
+from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded, LocalProtocolError
 from fastplug.protocols._drawn import Drawn, drawn
 from fastplug.protocols._reading import IN_FLIGHT_MAX as _in_flight_max
 from fastplug.protocols.handle import RemoteMethod
@@ -22,6 +22,9 @@ __all__ = ["Call"]        # what users name; the rest is for the protocols
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
+
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident()
 
 # An awaited call is looked at for this long before its task is suspended: about what the suspension itself takes (fast-transport, 3.8).
 POLL_NS = 10_000
@@ -291,6 +294,11 @@ cdef class ResultStream:
         cdef Caller caller = <Caller>call.caller
         if self.closed:
             return None
+        if call.feed is not None and call.feed.running == PyThread_get_thread_ident():
+            raise LocalProtocolError(
+                f"{call.codec.qualified}(): the iterable that feeds this stream cannot take from it on the same thread, which makes its next "
+                "item just now; let another thread take what comes, or feed the stream from an asynchronous generator"
+            )
         if not call.items.values and call.state == PENDING:
             try:
                 if not caller.wait(call, call.until):

@@ -16,6 +16,7 @@ cdef class Outgoing:
     cdef Py_ssize_t under_way           # their sum
     cdef Py_ssize_t limit               # more than this is not under way, unless one item alone is
     cdef bint done
+    cdef unsigned long running          # the caller's: thread on which the iterator makes an item now, else 0
     cdef bint queued                    # in the server's queue of streams that may send
     cdef bint may_send(self) noexcept
     cdef int sent(self, Py_ssize_t size) except -1

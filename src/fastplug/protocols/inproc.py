@@ -257,6 +257,7 @@ class InprocClient:
             end_callbacks(self._callback_thread)
         if self._thread is not threading.current_thread():
             self._thread.join(STOP_TIMEOUT_S)
+        self._caller.registry.close()
 
     def stats(self) -> dict[str, Any]:
         lanes = list(self._lanes)

@@ -15,7 +15,7 @@ from typing import Any, Self
 from fastplug._wire import pack_error
 from fastplug._wire_words import Unfit
 from fastplug.annotation import TypeNode
-from fastplug.errors import DeadlineExceeded, RemoteError, RemoteProtocolError, RpcError
+from fastplug.errors import DeadlineExceeded, LocalProtocolError, RemoteError, RemoteProtocolError, RpcError
 from fastplug.protocols._drawn import Drawn, drawn
 from fastplug.protocols.grpc.callbacks import INSIDE, Asked, Callbacks, Entry
 from fastplug.protocols.grpc.calls import take
@@ -72,6 +72,7 @@ class Exchange:
         self._iterator: Any = None
         self._feed: _Feed | None = None
         self._feed_error: BaseException | None = None
+        self._feeding = 0  # the thread on which the iterable makes an item now
         self._driver: Driver | None = None
         self._cancel: Callable[[], None] | None = None
 
@@ -142,6 +143,7 @@ class Exchange:
             return
         if isinstance(iterator, Drawn) and not iterator.prepare(self._tell_wanted):
             return
+        self._feeding = threading.get_ident()
         try:
             request = self.codec.encode_item(next(iterator))
         except StopIteration:
@@ -159,6 +161,16 @@ class Exchange:
                 self.cancel()
         else:
             feed.put(request)
+        finally:
+            self._feeding = 0
+
+    def check_not_feeding(self) -> None:
+        """Raises LocalProtocolError: this thread is in the iterable that the stream is fed from."""
+        if self._feeding == threading.get_ident():
+            raise LocalProtocolError(
+                f"{self.codec.qualified}(): the iterable that feeds this stream cannot take from it on the same thread, which makes its "
+                "next item just now; let another thread take what comes, or feed the stream from an asynchronous generator"
+            )
 
     def _tell_wanted(self) -> bool:
         """The item is there. A queue never misses it."""
@@ -267,6 +279,7 @@ class ResultStream:
         return True
 
     def __next__(self) -> Any:
+        self._exchange.check_not_feeding()
         try:
             self.look(None)
             return self._take()
