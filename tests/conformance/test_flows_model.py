@@ -143,6 +143,23 @@ class Machine(RuleBasedStateMachine):
         call = fastplug.submit(self.flows.total, range(n)) if total else fastplug.submit(self.flows.double, n)
         self.calls.append((call, sum(range(n)) if total else 2 * n))
 
+    @alive
+    @rule(n=st.integers(0, 4))
+    def submit_calling_back(self, n: int) -> None:
+        self.calls.append((fastplug.submit(self.flows.each, n, self.flows.double), n * (n - 1)))
+
+    @alive
+    @rule(n=st.integers(0, 3), submitted=st.booleans())
+    def call_back_and_wait(self, n: int, submitted: bool) -> None:
+        """The callback waits for a call that calls back itself, on another thread if it was submitted."""
+
+        def tell(i: int) -> int:
+            if submitted:
+                return fastplug.submit(self.flows.each, i, self.flows.double).result(60.0)
+            return self.flows.each(i, self.flows.double)
+
+        assert self.flows.each(n, tell) == sum(i * (i - 1) for i in range(n))
+
     @precondition(lambda self: not self.dead and self.calls)
     @rule(which=st.integers(0, 100), cancelled=st.booleans())
     def result(self, which: int, cancelled: bool) -> None:

@@ -12,6 +12,8 @@ from tests.plugins.gate import pass_gate
 
 import fastplug
 
+WORKERS = 3
+
 
 class PlainFlows(Flows):
     def __init__(self) -> None:
@@ -130,6 +132,11 @@ class UncollectedFlows(PlainFlows):
     def __init__(self) -> None:
         super().__init__()
         gc.disable()
+
+
+def serve_with_workers() -> None:
+    """An entry point that serves by itself."""
+    fastplug.serve(PlainFlows(), workers=WORKERS)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ docs/decisions/2026-11-26-many-calls.md.
 """
 
 import random
-import time
 
 from cpython.contextvars cimport get_value
 from libc.stdint cimport int64_t, uint16_t, uint64_t
@@ -27,7 +26,6 @@ from fastplug.contexts import METADATA as _metadata
 from fastplug.deadlines import UNTIL_NS as _until_ns
 from fastplug.errors import ArgumentError, Cancelled, DeadlineExceeded, PluginError, RemoteError, RemoteProtocolError
 from fastplug.protocols._drawn import drawn
-from fastplug.protocols._told import YIELD_S as _YIELD_S
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
@@ -153,7 +151,7 @@ cdef class Caller(Told):
             number = self.begin(method, args, kwargs, until, 0)
             while True:
                 if not self.link.receive(&header, self.dec, until):
-                    if locked and self.asked_for:
+                    if self.asked_for:
                         shared = self.made_pending(method, number, until)
                         break
                     if not until or fp_now_ns() < until:
@@ -163,7 +161,9 @@ cdef class Caller(Told):
                     break
                 self.dispatch(&header)
                 if self.asked:
+                    shared = self.made_pending(method, number, until)       # calls that a callback makes may read the answer
                     self.run_asked()
+                    break
             number = 0
             if shared is None:
                 answered = True
@@ -176,7 +176,7 @@ cdef class Caller(Told):
                 error = self.spoilt(&header, method.codec, error)
             raise self.failure(error, method.codec.qualified)
         finally:
-            if number:
+            if number and (shared is None or shared.state == PENDING):
                 self.pending[number] = None
                 self.link.duplex = True
                 under_way[0] = number
@@ -193,9 +193,9 @@ cdef class Caller(Told):
         return call
 
     cdef object shared(self, Pending call, int64_t until, uint64_t* under_way):
-        """The answer to a call whose thread has let go of the link for a callback that makes a call itself."""
+        """The answer to a call that has left the fast road: another thread needs the link, or this one a callback."""
         try:
-            if not self.wait(call, until):
+            if not self.share(call, until):
                 raise DeadlineExceeded(f"{call.codec.qualified}() had no answer before the deadline; a late one will be dropped")
             return call.outcome()
         except BaseException:
@@ -261,20 +261,14 @@ cdef class Caller(Told):
         cdef bint opened = False
         cdef int locked = self._lock(until, method.codec.qualified)
         call.caller, call.codec, call.until = self, method.codec, until
+        call.thread = 0 if stream else PyThread_get_thread_ident()
         try:
             self.open(call, method, args, kwargs, 0 if stream else FLAG_WAITS)
             opened = stream
             if call.state != PENDING:       # cancelled before it was sent, by another thread than the one that feeds it
                 self.pending[call.number] = None
                 self.send_later(FRAME_CANCEL, call.number)
-            while not stream and not self.pump(call, until):
-                if not until or fp_now_ns() < until:
-                    if locked and self.asked_for:
-                        self._unlock()
-                        locked = 0
-                        time.sleep(_YIELD_S)
-                        locked = self._lock(until, method.codec.qualified)
-                    continue
+            if not stream and not self.follow(call, until, &locked):
                 raise DeadlineExceeded(f"{method.codec.qualified}() had no answer before the deadline; a late one will be dropped")
         except BaseException as error:
             failed = self.failure(error, method.codec.qualified) if isinstance(error, Exception) else error
@@ -295,6 +289,18 @@ cdef class Caller(Told):
         finally:
             if type(call) is Pending:
                 call.value = None           # nobody else has it, but a callback that the plugin keeps refers to its call
+
+    cdef int follow(self, Pending call, int64_t until, int* locked) except -1:
+        """wait() for a call on whose link this thread is. ``locked``: whether it still has the link to itself."""
+        while not self.pump(call, until):
+            if until and fp_now_ns() >= until:
+                return 0
+            if self.asked_for:
+                if locked[0]:
+                    locked[0] = 0
+                    self._unlock()
+                return self.share(call, until)
+        return 1
 
     cdef int submit(self, Pending call, Bound method, tuple args, dict kwargs, bint lazy) except -1:
         """Sends a request that nobody waits for yet."""
@@ -405,6 +411,14 @@ cdef class Caller(Told):
             finally:
                 if turn == 1:
                     self._unlock()
-            if self.asked_for:
-                time.sleep(_YIELD_S)     # else this thread had it again at once
+            if turn == 0 and self.asked_for:
+                return self.share(call, until)
         return 1
+
+    cdef int share(self, Pending call, int64_t until) except -1:
+        """wait() for a call whose thread lets others have the link. One that is inside a callback has it again behind."""
+        cdef int inside = self.part()
+        try:
+            return self.wait(call, until)
+        finally:
+            self.rejoin(inside)

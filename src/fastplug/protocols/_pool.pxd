@@ -15,5 +15,7 @@ cdef class Pool(Turnstile):
     # A lane that nobody has, or this thread's own when it is inside a call. Waits for one, at most until then.
     cdef Caller pick(self, int64_t until, str what)
     cdef Caller free(self, unsigned long me)
-    cdef Caller drawing(self)
+    cdef bint ask(self, unsigned long me) except -1
+    cdef int relieve(self) except -1
+    cdef Py_ssize_t asked               # the lane that was asked for last
     cdef int grow(self) except -1

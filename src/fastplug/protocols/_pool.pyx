@@ -26,6 +26,9 @@ cdef extern from "pythread.h":
 LANES_MAX = 16
 # A plugin that does not answer a question for a lane (C code holds its GIL) must not keep a call from a lane that has others under way.
 cdef int64_t OPEN_TIMEOUT_NS = 100_000_000
+# As on one lane (_turn.pyx).
+cdef long long QUEUE_SLICE_US = 100_000
+cdef long long ASK_SLICE_US = 5_000
 
 
 cdef class Pool(Turnstile):
@@ -67,6 +70,7 @@ cdef class Pool(Turnstile):
         cdef Caller caller, first = <Caller>self.callers[0]
         cdef unsigned long me
         cdef int64_t patience
+        cdef bint asks = False
         if self.limit == 1:
             return first
         me = PyThread_get_thread_ident()
@@ -84,11 +88,15 @@ cdef class Pool(Turnstile):
             caller = self.free(me)
             if caller is None or self.spread and caller.owner != me and caller.pending:
                 self.grow()
-                caller = self.free(me) or self.drawing()    # over sockets the new one is there at once
+                caller = self.free(me)                      # over sockets the new one is there at once
+                if caller is None and (not self.opening or fp_now_ns() >= patience):
+                    asks = self.ask(me)
             if caller is not None:
                 if not self.spread or caller.owner == me or not caller.under_way() or not self.opening or fp_now_ns() >= patience:
+                    if asks:
+                        self.relieve()
                     return caller
-            if not self.wait(until):
+            if not self.wait(until, ASK_SLICE_US if asks else QUEUE_SLICE_US):
                 raise DeadlineExceeded(f"{what}() was still waiting for other calls on this handle when its deadline ran out; nothing was sent")
 
     cdef Caller free(self, unsigned long me):
@@ -104,14 +112,24 @@ cdef class Pool(Turnstile):
                     best, least = caller, count
         return best
 
-    cdef Caller drawing(self):
-        """When there will be no more lanes: one whose holder waits for items of an event loop, which may be this thread's. It lets go when asked."""
+    cdef bint ask(self, unsigned long me) except -1:
+        """Every lane is held: asks for one whose holder may be waiting for this thread, and for another one the next time, since that one may be
+        in a callback of its own."""
         cdef Caller caller
-        if len(self.callers) >= self.limit:
-            for caller in self.callers:
-                if caller.drawing:
-                    return caller
-        return None
+        for _ in self.callers:
+            self.asked = (self.asked + 1) % len(self.callers)
+            caller = self.callers[self.asked]
+            if caller.called_back(me):
+                caller.ask()
+                return True
+        return False
+
+    cdef int relieve(self) except -1:
+        """Who asked has a lane."""
+        cdef Caller caller
+        for caller in self.callers:
+            caller.asked_for = False
+        return 0
 
     cdef int grow(self) except -1:
         """Asks for one more lane, unless one has been asked for."""

@@ -21,6 +21,9 @@ cdef class Reading(Turn):
     cdef int dispatch(self, FrameHeader* header) except -1
     cdef int settle(self, FrameHeader* header, Pending call) except -1
     cdef int run_asked(self) except -1
+    cdef int answer_asked(self, uint64_t number, tuple request) except -1
+    cdef Py_ssize_t next_asked(self, unsigned long me) except -2        # where in ``asked``; -1: none is this thread's
+    cdef int let_pass(self) except -1
     cdef int pump(self, Pending call, int64_t until) except -1
     cdef bint drawing                   # an event loop makes items for a call here: a task that queues for the link may hold that loop up
     cdef bint has_item(self, Pending call) except -1

@@ -4,6 +4,7 @@ Nothing here sends requests or knows of threads: whoever reads the link has it (
 """
 
 import collections
+import time
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -29,6 +30,9 @@ cdef extern from "pythread.h":
 
 # Calls under way on one connection. One more first waits for answers. A plugin's ring holds 4096 answers, its queue as many requests.
 IN_FLIGHT_MAX = 1024
+
+# Time for the thread that asked for the link to take it.
+cdef double LET_PASS_S = 50e-6
 
 cdef object UNKNOWN = object()
 
@@ -56,8 +60,10 @@ cdef class Reading(Turn):
         while not call.ready():
             if self.asked:
                 self.run_asked()
+                if self.asked:
+                    return 0            # those of another thread, which needs the link
                 continue
-            if call.feed is not None:
+            if call.feed is not None and not call.feed.running:     # else it is, below, on a thread that let go of the link
                 if call.feed.done:
                     self.stop_feed(call)
                 elif call.feed.may_send() and not self.link.has_frame() and (not call.until or fp_now_ns() < call.until):
@@ -69,7 +75,7 @@ cdef class Reading(Turn):
             if not self.link.receive(&header, self.dec, until):
                 return 0
             self.dispatch(&header)
-        if call.items is not None or call.greedy:
+        if (call.items is not None or call.greedy) and self.link is not None:
             for more in range(WINDOW_ITEMS):        # what has come with it: one turn for several
                 if not self.link.receive(&header, self.dec, 1):
                     break
@@ -77,18 +83,42 @@ cdef class Reading(Turn):
         return 1
 
     cdef bint called_back(self, unsigned long thread) noexcept:
-        return thread == self.registry.thread or self.drawing
+        return thread == self.registry.thread or self.drawing or self.asked and self.next_asked(thread) >= 0
+
+    cdef int urgency(self, Pending call, unsigned long me) except -2:
+        if self.asked:
+            return 1 if self.next_asked(me) >= 0 else -1
+        if me == self.registry.thread or call.items is not None and call.items.due():
+            return 1
+        if call.feed is not None and call.feed.iterator is not None and not call.feed.running and (call.feed.done or call.feed.may_send()):
+            return 1
+        return -1 if self.asked_for else 0
+
+    cdef int let_pass(self) except -1:
+        """In the middle of a call: a thread that has asked for the link has it first."""
+        cdef int inside = self.part()
+        try:
+            time.sleep(LET_PASS_S)
+        finally:
+            self.rejoin(inside)
+        if self.link is None:
+            raise self._refused()
+        return 0
 
     cdef int make_room(self, int64_t until) except -1:
         cdef FrameHeader header
         while self.under_way() >= self.in_flight_max:
             if not self.link.receive(&header, self.dec, until):
                 if not until or fp_now_ns() < until:
+                    if self.asked_for:
+                        self.let_pass()
                     continue            # stirred
                 raise DeadlineExceeded(f"{self.in_flight_max} calls are under way, and none was answered before the deadline; nothing was sent")
             self.dispatch(&header)
             if self.asked:
                 self.run_asked()
+                if self.asked_for:
+                    self.let_pass()
         return 0
 
     # -- the stream that a call takes
@@ -158,13 +188,14 @@ cdef class Reading(Turn):
 
     cdef int stop_feed(self, Pending call) except -1:
         """The user's generator runs its clean-up, on the thread of its call."""
+        cdef bint mine = self.owner == PyThread_get_thread_ident()
         if call.feed is None or call.feed.iterator is None:
             return 0
-        self.inside += 1
+        self.inside += mine
         try:
             call.feed.stop()
         finally:
-            self.inside -= 1
+            self.inside -= mine
         return 0
 
     cdef int grant(self, Pending call) except -1:
@@ -197,6 +228,9 @@ cdef class Reading(Turn):
                 raise RemoteProtocolError(f"the plugin asks for more than {IN_FLIGHT_MAX} callbacks at a time")
             self.unspill(header)
             self.asked.append((header.call, self.registry.request(self.dec)))
+            if self.waiting and self.next_asked(self.owner) < 0:
+                for call in self.waiting:       # one of them runs it
+                    (<Pending>call).wake()
             return self.link.consumed()
         if kind == FRAME_RELEASE:
             return self.registry.release(self.dec)
@@ -237,9 +271,10 @@ cdef class Reading(Turn):
             raise RemoteProtocolError(f"{call.codec.qualified}() was answered by a frame of kind {kind}")
         if kind == FRAME_CLOSE:
             call.feed.done = True
-            return 0
+            return call.wake()
         if kind == FRAME_CREDIT:
             memcpy(&items, self.dec.need(sizeof(items)), sizeof(items))
+            call.wake()
             return call.feed.granted(items)
         if kind == FRAME_ITEM:
             return self.take_item(header, call)
@@ -261,6 +296,7 @@ cdef class Reading(Turn):
         self.unspill(header)
         try:
             call.items.arrived(call.codec.decode_item(self.dec), header.blocks != 0)
+            call.wake()
         except Unbuilt as error:
             skip_rest(self.dec)
             call.items.ended, call.items.error = True, error
@@ -268,27 +304,47 @@ cdef class Reading(Turn):
         return self.link.consumed()
 
     cdef int run_asked(self) except -1:
-        """Runs the callbacks that came, on this thread, and answers them."""
+        """Runs the callbacks that came for calls of this thread, and answers them. Other threads are left theirs, and need the link for them."""
+        cdef unsigned long me = PyThread_get_thread_ident()
+        cdef Py_ssize_t at = self.next_asked(me)
+        while at >= 0:
+            number, request = self.asked[at]
+            del self.asked[at]
+            self.answer_asked(number, request)
+            at = self.next_asked(me)
+        if self.asked:
+            self.asked_for = True
+        return 0
+
+    cdef Py_ssize_t next_asked(self, unsigned long me) except -2:
+        cdef Py_ssize_t at = 0
+        for number, request in self.asked:
+            owner = (<tuple>request)[4]
+            if owner is None or (<Pending>owner).thread in (0, me) or (<Pending>owner).state != PENDING:
+                return at
+            at += 1
+        return -1
+
+    cdef int answer_asked(self, uint64_t number, tuple request) except -1:
         cdef FrameHeader header
-        cdef tuple request
-        while self.asked:
-            number, request = self.asked.popleft()
-            owner = request[4]
-            if owner is None or (<Pending>owner).state != PENDING:
-                gone = Cancelled("the caller has given the call up; its callbacks are not run any more")
-                request = (request[0], None, None, gone, None)
-            interrupt = []
-            self.inside += 1
-            try:
-                memset(&header, 0, sizeof(FrameHeader))
-                header.kind = <uint16_t>answered(self.enc, request, interrupt)
-            finally:
-                self.inside -= 1
-            header.call = number
-            self.spill(&header)
-            self.transmit(&header, 0)
-            if interrupt:
-                raise interrupt[0]
+        owner = request[4]
+        if owner is None or (<Pending>owner).state != PENDING:
+            gone = Cancelled("the caller has given the call up; its callbacks are not run any more")
+            request = (request[0], None, None, gone, None)
+        interrupt = []
+        self.inside += 1
+        try:
+            memset(&header, 0, sizeof(FrameHeader))
+            header.kind = <uint16_t>answered(self.enc, request, interrupt)
+        finally:
+            self.inside -= 1
+        if self.link is None:
+            raise self._refused()       # it has ended while the callback let others have it
+        header.call = number
+        self.spill(&header)
+        self.transmit(&header, 0)
+        if interrupt:
+            raise interrupt[0]
         return 0
 
     cdef object result_of(self, FrameHeader* header, MethodCodec codec, int64_t until):

@@ -18,6 +18,7 @@ cdef class Remote(Bound):
 cdef class Call(Pending):
     # A call under way, as the user has it: what `submit` gives.
     cdef bint fed                       # it takes a stream, and has a thread of its own
+    cdef object outstanding             # a lock, held until that thread has an outcome
 
 
 cdef class ResultStream:

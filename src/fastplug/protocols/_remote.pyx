@@ -189,8 +189,8 @@ cdef class Call(Pending):
                 left_s = FED_SLICE_S if not until else min(FED_SLICE_S, (until - fp_now_ns()) / 1e9)
                 if left_s <= 0:
                     return False
-                if self.waiter.acquire(timeout=left_s):
-                    self.waiter.release()
+                if self.outstanding.acquire(timeout=left_s):
+                    self.outstanding.release()
             return True
         if self.state == PENDING:
             try:
@@ -224,8 +224,9 @@ cdef Call fed_call(Remote method, tuple args, dict kwargs):
     call.caller, call.codec, call.until = caller, method.codec, caller_until()
     args, kwargs = tuple(map(drawn, args)), {name: drawn(value) for name, value in kwargs.items()}
     call.fed = True
-    call.waiter = threading.Lock()
-    call.waiter.acquire()
+    call.outstanding = threading.Lock()
+    call.outstanding.acquire()
+    call.tellers = [call.outstanding.release]
 
     def run() -> None:
         cdef uint64_t under_way = 0

@@ -54,7 +54,7 @@ cdef class Told(Reading):
             self.run_finished()
             if self.watched:
                 self.read_slice()
-                if self.queued or self.waiting:
+                if self.queued or self.waiting or self.asked_for:
                     time.sleep(YIELD_S)
                 continue
             self.wanted.clear()

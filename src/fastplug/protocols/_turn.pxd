@@ -27,11 +27,13 @@ cdef class Pending:
     cdef object feed_error              # what the caller's own generator raised
     cdef list passed                    # numbers of the callbacks that it brought
     cdef object waiter                  # a lock on which a thread sleeps while another one reads the lane
+    cdef unsigned long thread           # on which its callbacks run: it waits for the answer; 0: any that reads the lane
     cdef list callbacks                 # done-callbacks
     cdef list tellers                   # of the tasks that await it: run at once, by whoever took the answer
     cdef bint greedy                    # takes whatever has come, not only what it waits for
     cdef object __weakref__
     cdef bint ready(self) noexcept
+    cdef int wake(self) except -1       # the thread that sleeps on its waiter, if one does
     cdef int finish(self, int state, object value) except -1
     cdef object outcome(self)
     # Of a Flight, which stands for several calls: takes an answer if it is for one of them; all of one lane fail.
@@ -45,7 +47,7 @@ cdef class Turnstile:
     cdef int waiters
     cdef bint opened
     cdef void open(self) noexcept       # one of those who wait looks again
-    cdef int wait(self, int64_t until) except -1        # a slice at most, then look again: 1; 0 when the time is up
+    cdef int wait(self, int64_t until, long long slice_us=*) except -1      # a slice at most, then look again: 1; 0 when the time is up
 
 
 cdef class Turn(Session):
@@ -55,7 +57,7 @@ cdef class Turn(Session):
     cdef unsigned long owner            # thread that holds the lock, 0 when nobody does
     cdef int inside                     # > 0: the owner runs user code (a callback, a generator); its calls nest
     cdef int queued                     # threads that wait for the lock
-    cdef bint asked_for                  # by the thread that is called back: whoever has the link may be waiting for just that one
+    cdef bint asked_for                 # by a thread that has something to do for others: whoever has the link may be waiting for just that one
     cdef dict pending                   # number -> Pending; None for one that was given up and whose answer is still to come
     cdef list flights                   # Flights that have calls here
     cdef Py_ssize_t flying              # how many calls those are
@@ -69,7 +71,12 @@ cdef class Turn(Session):
     cdef int owner_pid
     cdef public bint signals            # the peer knows CLOSE and CANCEL (version 2)
     cdef bint called_back(self, unsigned long thread) noexcept
+    cdef int urgency(self, Pending call, unsigned long me) except -2
     cdef int _lock(self, int64_t until, str what) except -1
+    cdef int ask(self) except -1                        # whoever has the link to let go of it
+    cdef bint queue(self, unsigned long me, int64_t until, long long slice_us) except -1
+    cdef int part(self) except -2
+    cdef int rejoin(self, int inside) except -1
     cdef void took(self, unsigned long me) noexcept     # this thread has the lock
     cdef bint stand_guard(self) noexcept
     cdef int nudge(self, bint all) except -1

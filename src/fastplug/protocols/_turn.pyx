@@ -26,21 +26,27 @@ cdef extern from "pythread.h":
 
 # A thread that queues for a handle looks up this often: a lock wait on a thread that is not the main one is not interrupted by signals.
 cdef long long QUEUE_SLICE_US = 100_000
-# The thread that is called back asks for the link this often: its holder sets its flag and then sleeps, which is not atomic.
+# A thread that others wait for asks for the link this often: its holder sets its flag and then sleeps, which is not atomic.
 cdef long long ASK_SLICE_US = 5_000
+# Who was asked does not take the link again before the one that asked has had it, or has not come for so long.
+cdef double LET_PASS_S = 0.01
 
 
 cdef class Pending:
     cdef bint ready(self) noexcept:
         return self.state != PENDING or (self.items is not None and len(self.items.values) > 0)
 
+    cdef int wake(self) except -1:
+        if self.waiter is not None and self.waiter.locked():
+            self.waiter.release()
+        return 0
+
     cdef int finish(self, int state, object value) except -1:
         if self.state != PENDING:
             return 0                    # it was given up meanwhile
         self.state = state
         self.value = value
-        if self.waiter is not None and self.waiter.locked():
-            self.waiter.release()
+        self.wake()
         if self.callbacks is not None:
             self.caller.finished.append(self)
         if self.tellers is not None:
@@ -79,9 +85,9 @@ cdef class Turnstile:
             self.opened = True
             PyThread_release_lock(self.gate)
 
-    cdef int wait(self, int64_t until) except -1:
+    cdef int wait(self, int64_t until, long long slice_us=QUEUE_SLICE_US) except -1:
         cdef PyLockStatus status
-        cdef long long wait_us = QUEUE_SLICE_US
+        cdef long long wait_us = slice_us
         if until:
             wait_us = min(wait_us, (until - fp_now_ns()) // 1000)
             if wait_us <= 0:
@@ -128,8 +134,7 @@ cdef class Turn(Session):
 
     cdef int _lock(self, int64_t until, str what) except -1:
         """1: the link is this thread's. 0: it has been, and runs user code for a call of its own: this call nests."""
-        cdef PyLockStatus status
-        cdef long long wait_us
+        cdef bint asks
         cdef unsigned long me = PyThread_get_thread_ident()
         if PyThread_acquire_lock(self.lock, 0):
             self.took(me)
@@ -142,29 +147,73 @@ cdef class Turn(Session):
                 "an argument's __index__); make the call after that one, or open a second handle"
             )
         while True:
-            wait_us = QUEUE_SLICE_US
-            if self.called_back(me):
-                self.asked_for = True
-                if self.link is not None:
-                    self.link.stir()
-                wait_us = ASK_SLICE_US
-            if until:
-                wait_us = min(wait_us, (until - fp_now_ns()) // 1000)
-                if wait_us <= 0:
-                    raise DeadlineExceeded(f"{what}() was still waiting for other calls on this handle when its deadline ran out; nothing was sent")
-            self.queued += 1
-            with nogil:
-                status = PyThread_acquire_lock_timed(self.lock, wait_us, 1)
-            self.queued -= 1
-            if status == PY_LOCK_ACQUIRED:
-                self.took(me)
-                self.asked_for = False
+            asks = self.called_back(me)
+            if asks:
+                self.ask()
+            if self.queue(me, until, ASK_SLICE_US if asks else QUEUE_SLICE_US):
                 return 1
-            PyErr_CheckSignals()
+            if until and fp_now_ns() >= until:
+                raise DeadlineExceeded(f"{what}() was still waiting for other calls on this handle when its deadline ran out; nothing was sent")
+
+    cdef int ask(self) except -1:
+        self.asked_for = True
+        if self.link is not None:
+            self.link.stir()
+        return 0
+
+    cdef bint queue(self, unsigned long me, int64_t until, long long slice_us) except -1:
+        """Waits for the link, a slice at most: whether it is this thread's."""
+        cdef PyLockStatus status
+        if until:
+            slice_us = min(slice_us, (until - fp_now_ns()) // 1000)
+            if slice_us <= 0:
+                return False
+        self.queued += 1
+        with nogil:
+            status = PyThread_acquire_lock_timed(self.lock, slice_us, 1)
+        self.queued -= 1
+        if status == PY_LOCK_ACQUIRED:
+            self.took(me)
+            self.asked_for = False
+            return True
+        PyErr_CheckSignals()
+        return False
+
+    cdef int part(self) except -2:
+        """Lets others have the link, though this thread is in a call: how deep it is in user code, for rejoin(). -1: it has not got the link."""
+        cdef int inside = self.inside
+        if self.owner != PyThread_get_thread_ident():
+            return -1
+        if self.link is not None and self.link.lazy:
+            self.link.lazy = False
+            self.link.flush()
+        self.inside = 0
+        self._unlock()
+        return inside
+
+    cdef int rejoin(self, int inside) except -1:
+        """The link is this thread's again, also when a signal came: the code below it counts on that. It may have ended meanwhile."""
+        cdef PyLockStatus status = PY_LOCK_ACQUIRED
+        if inside < 0:
+            return 0
+        if not PyThread_acquire_lock(self.lock, 0):
+            status = PY_LOCK_FAILURE
+        while status != PY_LOCK_ACQUIRED:
+            self.ask()
+            with nogil:
+                status = PyThread_acquire_lock_timed(self.lock, ASK_SLICE_US, 0)
+        self.took(PyThread_get_thread_ident())
+        self.asked_for = False
+        self.inside = inside
+        return 0
 
     cdef bint called_back(self, unsigned long thread) noexcept:
-        """Whether who holds the link may need this thread: callbacks that no call waits for run on it, or a loop that makes items."""
+        """Whether who holds the link may need this thread: for a callback that runs on it, or for items that a loop makes."""
         return False
+
+    cdef int urgency(self, Pending call, unsigned long me) except -2:
+        """Who is to have the link next. 1: this thread, which waits for that call and has something to do for others. -1: another one. 0: any."""
+        return -1 if self.asked_for else 0
 
     cdef void took(self, unsigned long me) noexcept:
         self.owner = me
@@ -221,33 +270,39 @@ cdef class Turn(Session):
         if self.turnstile is not None and self.turnstile.waiters:
             self.turnstile.open()
         if self.waiting:
-            waiter = (<Pending>self.waiting[0]).waiter
-            if waiter.locked():
-                waiter.release()
+            for call in self.waiting:
+                if not (<Pending>call).ready():
+                    (<Pending>call).wake()
+                    break
 
     cdef int lead(self, Pending call, int64_t until) except -1:
         """Waits for the link or for the call, whichever comes first: 1 the link is this thread's, 0 it is nested, -2 look at the call."""
         cdef unsigned long me = PyThread_get_thread_ident()
         cdef double wait_s
-        if self.owner == me or PyThread_acquire_lock(self.lock, 0):
-            if self.owner != me:
-                self.took(me)
-                return 1
+        cdef int urgent
+        if self.owner == me:
             return self._lock(until, call.codec.qualified)
         if call.waiter is None:
             call.waiter = threading.Lock()
             call.waiter.acquire()
+        urgent = self.urgency(call, me)
+        if urgent >= 0 and PyThread_acquire_lock(self.lock, 0):
+            self.took(me)
+            if urgent:
+                self.asked_for = False
+            return 1
+        if urgent > 0:
+            self.ask()
+            return 1 if self.queue(me, until, ASK_SLICE_US) else -2
         self.waiting.append(call)
         try:
-            if PyThread_acquire_lock(self.lock, 0):
-                self.took(me)
-                return 1
             if call.ready():
                 return -2
-            wait_s = QUEUE_SLICE_US / 1e6
+            wait_s = LET_PASS_S if urgent else QUEUE_SLICE_US / 1e6
             if until:
                 wait_s = max(0.0, min(wait_s, (until - fp_now_ns()) / 1e9))
-            call.waiter.acquire(timeout=wait_s)
+            if not call.waiter.acquire(timeout=wait_s) and urgent:
+                self.asked_for = False
             PyErr_CheckSignals()        # one that came just before the wait did not end it
         finally:
             self.waiting.remove(call)
