@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
 import pytest
 from tests.conformance.conftest import Gate, started
+from tests.growing import growing_s
 from tests.plugins.flows_api import Flows
 from tests.plugins.flows_plugin import PlainFlows
 
@@ -97,6 +99,78 @@ def test_a_generator_runs_once_its_handler_has_begun(gate: Gate) -> None:
         slow.result(SOON_S)
         assert fed.result(SOON_S) == 1
         assert seen == [True]
+
+
+def test_a_generator_that_takes_from_the_stream_it_feeds(plugin: fastplug.Client) -> None:
+    flows: Flows = plugin.dispense(Flows)
+
+    def source() -> Iterator[int]:
+        yield 1
+        yield next(stream)
+
+    stream = flows.doubled(source())
+    assert next(stream) == 2
+    with pytest.raises(fastplug.LocalProtocolError, match="cannot take from it on the same thread"):
+        next(stream)
+    assert list(stream) == []
+
+    def tries() -> Iterator[int]:
+        with pytest.raises(fastplug.LocalProtocolError):
+            next(stream)
+        yield 3
+
+    stream = flows.doubled(tries())
+    assert list(stream) == [6]
+
+
+def test_a_reader_waits_for_another_until_the_deadline(plugin: fastplug.Client) -> None:
+    flows: Flows = plugin.dispense(Flows)
+    began: list[bool] = []
+    raised: list[BaseException] = []
+
+    def take() -> None:
+        try:
+            next(stream)
+        except BaseException as error:  # noqa: BLE001  what comes is the question
+            raised.append(error)
+
+    def source() -> Iterator[int]:
+        began.append(True)
+        other = threading.Thread(target=take)
+        other.start()
+        other.join(SOON_S)
+        yield 1
+
+    for after_s in growing_s(0.2):
+        with fastplug.deadline(after_s=after_s):
+            stream = flows.doubled(source())
+        with contextlib.suppress(fastplug.DeadlineExceeded):
+            list(stream)
+        if began:
+            break
+    assert [type(error) for error in raised] == [fastplug.DeadlineExceeded]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_stream_that_is_closed_while_its_generator_runs(plugin: fastplug.Client, elsewhere: bool) -> None:
+    flows: Flows = plugin.dispense(Flows)
+    ended: list[bool] = []
+
+    def source() -> Iterator[int]:
+        try:
+            if elsewhere:
+                closer = threading.Thread(target=stream.close)
+                closer.start()
+                closer.join(SOON_S)
+            else:
+                stream.close()
+            yield 1
+        finally:
+            ended.append(True)
+
+    stream: Any = flows.doubled(source())
+    assert (list(stream), ended) == ([], [True])
+    assert flows.double(1) == 2
 
 
 @fastplug.interface("test.flows/1")

@@ -215,7 +215,7 @@ class GrpcClient:
         def translate(status: RpcError) -> Exception:
             return self.failure(status, codec.qualified, f"{codec.qualified}()", None if until_s is None else until_s - time.monotonic())
 
-        exchange = Exchange(codec, number, self._callbacks, translate, understands=bool(self._offered))
+        exchange = Exchange(codec, number, self._callbacks, translate, until_s=until_s, understands=bool(self._offered))
         exchange.begin(self.streams, args, kwargs, timeout_s, metadata, here=here)
         return exchange, number
 

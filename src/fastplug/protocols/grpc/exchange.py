@@ -7,6 +7,7 @@ the handler calls back. All that happens comes to it through one queue.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
@@ -18,7 +19,7 @@ from fastplug.annotation import TypeNode
 from fastplug.errors import DeadlineExceeded, LocalProtocolError, RemoteError, RemoteProtocolError, RpcError
 from fastplug.protocols._drawn import Drawn, drawn
 from fastplug.protocols.grpc.callbacks import INSIDE, Asked, Callbacks, Entry
-from fastplug.protocols.grpc.calls import take
+from fastplug.protocols.grpc.calls import SLICE_S, take
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.schema import Rpc
 from fastplug.protocols.grpc.streaming import BEGUN, END, Driver, RequestQueue, StreamCalls
@@ -46,9 +47,9 @@ class _Feed(RequestQueue):
 class Exchange:
     """One call.
 
-    Args: ``translate`` makes an error of the tree of the status with which it ended; ``understands`` says whether the plugin is one of
-    fastplug's, which can be told that a stream failed, and says when the handler begins. Until then the caller's generator does not run: a
-    call that it makes could be taken up first, and would wait for the handler that runs on top of it.
+    Args: ``translate`` makes an error of the tree of the status with which it ended; ``until_s`` is its deadline; ``understands`` says
+    whether the plugin is one of fastplug's, which can be told that a stream failed, and says when the handler begins. Until then the
+    caller's generator does not run: a call that it makes could be taken up first, and would wait for the handler that runs on top of it.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class Exchange:
         callbacks: Callbacks,
         translate: Callable[[RpcError], Exception],
         *,
+        until_s: float | None,
         understands: bool,
     ) -> None:
         self.codec = codec
+        self.until_s = until_s
         self.events: SimpleQueue[Any] = SimpleQueue()
         self._number = number
         self._callbacks = callbacks
@@ -70,6 +73,7 @@ class Exchange:
         self._wanted_early = 0
         self._passed: list[Entry] = []
         self._iterator: Any = None
+        self._left: list[Any] = []  # the iterator, when no more is wanted of it: whoever takes it out closes it
         self._feed: _Feed | None = None
         self._feed_error: BaseException | None = None
         self._feeding = 0  # the thread on which the iterable makes an item now
@@ -143,9 +147,8 @@ class Exchange:
             return
         if isinstance(iterator, Drawn) and not iterator.prepare(self._tell_wanted):
             return
-        self._feeding = threading.get_ident()
         try:
-            request = self.codec.encode_item(next(iterator))
+            request = self._made(iterator)
         except StopIteration:
             self._iterator = None
             feed.end()
@@ -161,8 +164,6 @@ class Exchange:
                 self.cancel()
         else:
             feed.put(request)
-        finally:
-            self._feeding = 0
 
     def check_not_feeding(self) -> None:
         """Raises LocalProtocolError: this thread is in the iterable that the stream is fed from."""
@@ -171,6 +172,17 @@ class Exchange:
                 f"{self.codec.qualified}(): the iterable that feeds this stream cannot take from it on the same thread, which makes its "
                 "next item just now; let another thread take what comes, or feed the stream from an asynchronous generator"
             )
+
+    def _made(self, iterator: Any) -> bytes:
+        """The next item. Raises StopIteration, and what the caller's iterator raises."""
+        self._feeding = threading.get_ident()
+        try:
+            if self._iterator is not iterator:
+                raise StopIteration
+            return self.codec.encode_item(next(iterator))
+        finally:
+            self._feeding = 0
+            self._close_left()
 
     def _tell_wanted(self) -> bool:
         """The item is there. A queue never misses it."""
@@ -229,8 +241,18 @@ class Exchange:
             self._cancel()
 
     def stop_feed(self) -> None:
-        """The caller's own generator runs its clean-up."""
+        """The caller's own generator runs its clean-up: now, or when it has made the item that it is at."""
         iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            self._left.append(iterator)
+        if not self._feeding:
+            self._close_left()
+
+    def _close_left(self) -> None:
+        try:
+            iterator = self._left.pop()
+        except IndexError:
+            return
         close = getattr(iterator, "close", None)
         if close is not None:
             close()
@@ -265,8 +287,10 @@ class ResultStream:
         return self
 
     def look(self, timeout_s: float | None) -> bool:
-        """Waits at most so long: whether there is an item, or the end."""
-        with self._looking:
+        """Waits at most so long: whether there is an item, or the end. Raises DeadlineExceeded."""
+        if not self._its_turn(timeout_s):
+            return self._closed
+        try:
             while not self._ready and self._end is None and not self._closed:
                 try:
                     event = self._exchange.next_event(timeout_s)  # ends with an item, the end, the deadline, the connection, or Ctrl-C
@@ -276,7 +300,23 @@ class ResultStream:
                     self._ready.append(event)
                 elif event is not None:
                     self._end = event
+        finally:
+            self._looking.release()
         return True
+
+    def _its_turn(self, timeout_s: float | None) -> bool:
+        """Who looks may run the caller's generator, and nobody hears of the deadline meanwhile."""
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._looking.acquire(timeout=SLICE_S if until_s is None else min(SLICE_S, max(0, until_s - time.monotonic()))):
+            now = time.monotonic()
+            if self._closed or (until_s is not None and now >= until_s):
+                return False
+            if self._exchange.until_s is not None and now >= self._exchange.until_s:
+                raise self._late()
+        return True
+
+    def _late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"{self._exchange.codec.qualified}(): the deadline came before the end of the stream")
 
     def __next__(self) -> Any:
         self._exchange.check_not_feeding()
@@ -299,7 +339,7 @@ class ResultStream:
             raise StopIteration
         error = self._exchange.failure(end)
         if isinstance(error, DeadlineExceeded) and not isinstance(error, RemoteError):
-            error = DeadlineExceeded(f"{self._exchange.codec.qualified}(): the deadline came before the end of the stream")
+            error = self._late()
         raise error
 
     async def __anext__(self) -> Any:
