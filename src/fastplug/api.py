@@ -290,10 +290,13 @@ def map(  # noqa: A001  the word of the field
             iterator goes on behind it.
 
     Raises:
-        ConfigError: ``method`` is something else, ``in_flight`` is less than 1. The iterator raises what calls raise.
+        ConfigError: ``method`` is something else or returns a stream, ``in_flight`` is no number or less than 1.
+
+    The iterator raises what calls raise. It is for one thread at a time: next() raises LocalProtocolError while another one waits for a
+    result. ``close()`` cancels what is under way, from any thread; whoever waits for a result then gets StopIteration.
     """
-    if in_flight < 1 or on_error not in ("cancel", "continue"):
-        raise ConfigError(f'map() takes in_flight of at least 1 and on_error "cancel" or "continue", got {in_flight!r} and {on_error!r}')
+    if not hasattr(in_flight, "__index__") or in_flight < 1 or on_error not in ("cancel", "continue"):
+        raise ConfigError(f'map() takes an in_flight of at least 1 and on_error "cancel" or "continue", got {in_flight!r} and {on_error!r}')
     made: Iterator[Any] = _remote(method, "map").mapped(iterables, in_flight, ordered, on_error == "continue")
     return made
 

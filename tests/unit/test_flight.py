@@ -43,23 +43,45 @@ def built() -> Iterator[list[Callable[[int], object]]]:
     BUILT.clear()
 
 
-def answer_backwards(plugin: Any, calls: int) -> None:
-    numbers = [unpack_header(got).call for got in (plugin.lane.receive_frame() for _ in range(calls)) if unpack_header(got).kind == REQUEST]
-    for n in reversed(range(calls)):
-        plugin.lane.send_frame(frame(REPLY, numbers[n], b"\x12\x01\0\0\0" + struct.pack("<Bq", 3, n)))
+def answer(plugin: Any, number: int, n: int) -> None:
+    plugin.lane.send_frame(frame(REPLY, number, b"\x12\x01\0\0\0" + struct.pack("<Bq", 3, n)))
 
 
 def test_a_result_is_taken_while_another_one_is_decoded(built: list[Callable[[int], object]]) -> None:
+    """By a thread that reads for others: the place of the one that it decodes goes to another one meanwhile."""
     host, plugin = two_ends()
-    thread = threading.Thread(target=answer_backwards, args=(plugin, 3))
-    thread.start()
     (method,) = interface_of(Slows).methods
-    remote = Remote(Caller(host.lane, host.port, ConnectionError), MethodCodec("test.flight/1", method), 0, 0, None, method.signature)
-    taken: list[int] = []
+    caller = Caller(host.lane, host.port, ConnectionError)
+    remote = Remote(caller, MethodCodec("test.flight/1", method), 0, 0, None, method.signature)
+    decoding, taken = threading.Event(), threading.Event()
+    numbers: list[int] = []
+
+    def serve() -> None:
+        while len(numbers) < 3:
+            header = unpack_header(plugin.lane.receive_frame())
+            if header.kind == REQUEST:
+                numbers.append(header.call)
+        answer(plugin, numbers[2], 2)
+
+    def hold(n: int) -> None:
+        if n == 0:
+            decoding.set()
+            assert taken.wait(SOON_S)
+
+    built.append(hold)
+    served = threading.Thread(target=serve)
+    served.start()
     with deadline(after_s=SOON_S):
         results = Mapped(remote, (range(3),), 3, False, False)
-        built.append(lambda n: n == 0 and taken.append(next(results).n))
-        taken += [result.n for result in results]
-    assert sorted(taken) == [0, 1, 2]
-    thread.join(SOON_S)
-    assert not thread.is_alive()
+        assert next(results).n == 2
+        served.join(SOON_S)
+        for n in (1, 0):
+            answer(plugin, numbers[n], n)
+        reader = threading.Thread(target=caller.drain)
+        reader.start()
+        assert decoding.wait(SOON_S)
+        assert next(results).n == 1
+        taken.set()
+        assert [result.n for result in results] == [0]
+    reader.join(SOON_S)
+    assert not reader.is_alive()

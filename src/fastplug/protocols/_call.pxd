@@ -28,6 +28,7 @@ cdef class Caller(Told):
     cdef int open(self, Pending call, Bound method, tuple args, dict kwargs, int flags) except -1
     cdef object call_with(self, Pending call, Bound method, tuple args, dict kwargs, int64_t until, uint64_t* under_way)
     cdef int submit(self, Pending call, Bound method, tuple args, dict kwargs, bint lazy) except -1
+    cdef int publish(self, str what) except -1
     cdef int submit_all(self, Flight flight, Bound method, list batch, bint bare) except -1
     cdef Py_ssize_t send_batch(self, Flight flight, Bound method, list batch, Py_ssize_t at, bint bare, int64_t until) except -1
     cdef uint64_t begin(self, Bound method, tuple args, dict kwargs, int64_t until, int flags) except 0

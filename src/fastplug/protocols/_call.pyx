@@ -324,6 +324,19 @@ cdef class Caller(Told):
                 self._unlock()
         return 0
 
+    cdef int publish(self, str what) except -1:
+        """Requests that were submitted lazily go out, at the latest."""
+        cdef int locked = self._lock(caller_until(), what)
+        try:
+            if self.link is not None:
+                self.link.flush()
+        except EOFError as error:
+            raise self.failure(error, what)
+        finally:
+            if locked:
+                self._unlock()
+        return 0
+
     cdef int submit_all(self, Flight flight, Bound method, list batch, bint bare) except -1:
         """Sends one request for each tuple of arguments (bare: for each value that is the only one), published together. What does not fit fails at its place."""
         cdef int64_t until = caller_until()

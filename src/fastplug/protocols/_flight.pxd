@@ -32,6 +32,7 @@ cdef class Flight(Pending):
     cdef Py_ssize_t expected            # where the next answer belongs if answers come in order
     cdef Py_ssize_t settled             # ANSWERED or FAILED, not taken
     cdef bint ordered
+    cdef bint closed                    # nobody wants further results: whoever waits for one looks up
     cdef list callers
     cdef Py_ssize_t count(self) noexcept
     cdef Place* first(self) noexcept

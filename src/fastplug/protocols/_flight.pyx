@@ -52,7 +52,7 @@ cdef class Flight(Pending):
     cdef bint ready(self) noexcept:
         if self.head == self.tail or self.first().state != PENDING:
             return True
-        return not self.ordered and self.settled > 0
+        return self.closed or not self.ordered and self.settled > 0
 
     cdef int enlist(self, Turn caller) except -1:
         """Requests are about to be sent there."""

@@ -1,4 +1,4 @@
-# Methods as the user sees them, and what they give: calls under way, and streams.
+# Methods as the user sees them, and what they give: calls under way.
 
 cimport cython
 
@@ -21,13 +21,6 @@ cdef class Call(Pending):
     cdef object outstanding             # a lock, held until that thread has an outcome
 
 
-cdef class ResultStream:
-    # What a call gives that returns a stream.
-    cdef Pending call
-    cdef bint closed
-    cdef object fetch(self, bint* found)
-
-
 @cython.final
 cdef class Mapped:
     # What `fastplug.map` gives.
@@ -39,8 +32,13 @@ cdef class Mapped:
     cdef Py_ssize_t low                 # so many under way, or fewer: more are sent
     cdef bint goes_on                   # behind a failure
     cdef bint exhausted
+    cdef bint iterated                  # a thread is inside __next__, and ends what is under way when it leaves a closed map
+    cdef Call current                   # the one that it waits for, if that is no place of the flight
+    cdef object end                     # what the iterable or the sending raised
+    cdef list draw(self)
     cdef int fill(self) except -1
     cdef int send(self, list batch) except -1
     cdef int submit_each(self, list batch) except -1
     cdef int wait(self) except -1
     cdef object outcome(self)
+    cdef int drop(self) except -1

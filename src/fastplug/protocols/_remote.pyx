@@ -1,4 +1,4 @@
-"""Methods as the user calls them, and what they give: ``Call`` for one under way, ``ResultStream``, ``Mapped``."""
+"""Methods as the user calls them, and what they give: ``Call`` for one under way, ``Mapped`` for many."""
 
 import contextvars
 import threading
@@ -6,35 +6,32 @@ import types
 
 from libc.stdint cimport int64_t, uint64_t
 
-from fastplug._wire cimport FRAME_CANCEL, FRAME_CLOSE, MethodCodec
+from fastplug._wire cimport FRAME_CANCEL, MethodCodec
 from fastplug.protocols._call cimport Bound, Caller, caller_until
 from fastplug.protocols._flight cimport CALLED, Flight
 from fastplug.protocols._pool cimport Pool
-from fastplug.protocols._streams cimport Outgoing
+from fastplug.protocols._result_stream cimport stream_of
 from fastplug.protocols._turn cimport ANSWERED, FAILED, GIVEN_UP, PENDING, Pending
 
-from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded, LocalProtocolError
-from fastplug.protocols._drawn import Drawn, drawn
+from fastplug.errors import ArgumentError, Cancelled, DeadlineExceeded
+from fastplug.protocols._drawn import drawn
+from fastplug.protocols._pool import LANES_MAX
 from fastplug.protocols._reading import IN_FLIGHT_MAX as _in_flight_max
-from fastplug.protocols.handle import RemoteMethod
+from fastplug.protocols._result_stream import POLL_NS
+from fastplug.protocols.handle import RemoteMethod, iterated_already, returns_a_stream
 
 __all__ = ["Call"]        # what users name; the rest is for the protocols
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
 
-cdef extern from "pythread.h":
-    unsigned long PyThread_get_thread_ident()
-
-# An awaited call is looked at for this long before its task is suspended: about what the suspension itself takes (fast-transport, 3.8).
-POLL_NS = 10_000
 cdef int64_t _POLL_NS = POLL_NS
-# A thread that waits for an item in the place of a task looks up this often whether the task still wants it.
-cdef int64_t ASYNC_SLICE_NS = 500_000_000
 # Whoever waits for a call that has a thread of its own looks up this often, for signals.
 FED_SLICE_S = 0.1
 # Requests of a map go out together when so many may go, or half of what may be under way: the plugin runs the other half meanwhile.
 cdef Py_ssize_t BATCH_CALLS = 32
+# Of a map whose calls take a stream: each has a thread, which has a lane to itself.
+cdef Py_ssize_t FED_CALLS = LANES_MAX
 
 
 cdef class Remote(Bound):
@@ -68,7 +65,7 @@ cdef class Remote(Bound):
         """A Call of this method. Raises what a call raises before it sends anything."""
         cdef Call call = Call.__new__(Call)
         if self.codec.item is not None:
-            raise ConfigError(f"{self.codec.qualified} returns a stream: call it and iterate; it does not wait for the plugin either")
+            raise returns_a_stream(self.codec.qualified)
         if self.codec.fed is not None:
             return fed_call(self, args, kwargs)
         self.lane().submit(call, self, args, kwargs, False)
@@ -210,6 +207,8 @@ cdef class Call(Pending):
             if self.number:                     # the frame comes last: an asynchronous handler that it ends could not be asked where it is
                 (<Caller>self.caller).tell_plugin(self.number, error)
                 self.caller.send_later(FRAME_CANCEL, self.number)
+            if self.fed:                        # its thread has the lane, and may be waiting for an answer
+                self.caller.rouse(self)
 
     def expire(self):
         """Its deadline is over."""
@@ -243,117 +242,16 @@ cdef Call fed_call(Remote method, tuple args, dict kwargs):
     return call
 
 
-cdef object stream_of(Pending call):
-    cdef ResultStream stream = ResultStream.__new__(ResultStream)
-    stream.call = call
-    return stream
-
-
-cdef class ResultStream:
-    """What a call returns that is declared ``Iterator[T]``: an iterator, also for ``async for``, and a context manager.
-
-    Items come as the plugin makes them, at most 32 ahead. Closing it, also by dropping it, ends the plugin's generator. Not for two threads at a time.
-    """
-
-    def __iter__(self):
-        return self
-
-    def __aiter__(self):
-        return self
-
-    def __next__(self):
-        cdef bint found = False
-        value = self.fetch(&found)
-        if not found:
-            raise StopIteration
-        return value
-
-    async def __anext__(self):
-        cdef bint found = False
-        feed = self.call.feed
-        drawing = feed is not None and isinstance((<Outgoing>feed).iterator, Drawn)     # the loop must go on meanwhile
-        if not self.closed and not self.look(1 if drawing else fp_now_ns() + _POLL_NS):
-            import asyncio
-
-            loop = asyncio.get_running_loop()
-            while not self.look(1):             # another thread waits, so that an item which comes when this task is cancelled is not lost
-                await loop.run_in_executor(None, self.look, fp_now_ns() + ASYNC_SLICE_NS)
-                if self.call.until and fp_now_ns() >= self.call.until:
-                    break
-        value = self.fetch(&found)
-        if not found:
-            raise StopAsyncIteration
-        return value
-
-    def look(self, int64_t until):
-        """Waits until then: whether there is an item, or the end. For what is built on streams."""
-        cdef Pending call = self.call
-        return self.closed or bool(call.items.values) or call.state != PENDING or (<Caller>call.caller).wait(call, until) == 1
-
-    cdef object fetch(self, bint* found):
-        cdef Pending call = self.call
-        cdef Caller caller = <Caller>call.caller
-        if self.closed:
-            return None
-        if call.feed is not None and call.feed.running == PyThread_get_thread_ident():
-            raise LocalProtocolError(
-                f"{call.codec.qualified}(): the iterable that feeds this stream cannot take from it on the same thread, which makes its next "
-                "item just now; let another thread take what comes, or feed the stream from an asynchronous generator"
-            )
-        if not call.items.values and call.state == PENDING:
-            try:
-                if not caller.wait(call, call.until):
-                    raise DeadlineExceeded(f"{call.codec.qualified}(): the deadline came before the end of the stream")
-            except BaseException:
-                self.close()
-                raise
-        if call.items.values:
-            found[0] = True
-            value = call.items.take()
-            if call.items.due() and call.state == PENDING:
-                caller.grant(call)
-            return value
-        self.close()
-        if call.state == FAILED:
-            call.outcome()
-        return None
-
-    def close(self) -> None:
-        """Wants no more items: the plugin's generator ends (GeneratorExit), and so does the caller's own if the call takes one. Idempotent."""
-        if self.closed:
-            return
-        self.closed = True
-        if self.call.state == PENDING:
-            self.call.caller.give_up(self.call, FRAME_CLOSE, GIVEN_UP, None)
-        (<Caller>self.call.caller).stop_feed(self.call)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.close()
-
-    def __del__(self):
-        if self.call is not None:
-            self.close()
-
-    def __repr__(self):
-        return f"<fastplug stream of {self.call.codec.qualified}{', closed' if self.closed else ''}>"
-
-    def __reduce__(self):
-        raise TypeError("a stream cannot be pickled: it belongs to its connection")
-
-
 cdef class Mapped:
-    """An iterator of results, with at most ``in_flight`` calls under way. For one thread at a time."""
+    """An iterator of results, with at most ``in_flight`` calls under way. For one thread at a time: a second one's next() raises LocalProtocolError."""
 
     def __init__(self, Remote method not None, tuple iterables, in_flight: int, ordered: bool, goes_on: bool):
         if method.codec.item is not None:
-            raise ConfigError(f"{method.codec.qualified} returns a stream: call it and iterate")
+            raise returns_a_stream(method.codec.qualified)
         self.method = method
-        self.bare = len(iterables) == 1 and method.codec.takes_one()
+        self.bare = len(iterables) == 1 and method.codec.takes_one() and not method.codec.has_references
         self.arguments = iter(iterables[0]) if self.bare else zip(*iterables)
-        self.in_flight = min(in_flight, _in_flight_max)
+        self.in_flight = min(in_flight, _in_flight_max if method.codec.fed is None else FED_CALLS)
         self.low = self.in_flight - min(BATCH_CALLS, (self.in_flight + 1) // 2)
         self.flight = Flight(method.codec, self.in_flight + 1, ordered)         # one for what ends it
         self.goes_on = goes_on
@@ -362,36 +260,58 @@ cdef class Mapped:
         return self
 
     def __next__(self):
-        if self.flight.count() <= self.low and not self.exhausted:
-            self.fill()
-        if not self.flight.count():
-            self.flight.leave()
-            raise StopIteration
-        if not self.flight.ready():
-            self.wait()
-        return self.outcome()
+        if self.iterated:
+            raise iterated_already(f"map of {self.method.codec.qualified}()")
+        self.iterated = True
+        try:
+            if self.flight.count() <= self.low and not self.exhausted:
+                self.fill()
+            if not self.flight.ready():
+                self.wait()
+            if self.flight.closed or not self.flight.count():
+                self.flight.closed = True
+                raise StopIteration
+            return self.outcome()
+        finally:
+            self.iterated = False
+            if self.flight.closed:
+                self.drop()
 
-    cdef int fill(self) except -1:
-        """Sends what may be under way. What ends the iterable, or the sending, is raised at its place: behind the results of what was sent."""
+    cdef list draw(self):
+        """The arguments of the calls that may be sent."""
         cdef Py_ssize_t room = self.in_flight - self.flight.count()
         cdef list batch = []
-        cdef object end = None
         try:
-            while room > 0:
+            while room > 0 and not self.flight.closed:
                 batch.append(next(self.arguments))
                 room -= 1
         except StopIteration:
             self.exhausted = True
         except Exception as error:
-            end = error
+            self.end = error
+        return batch
+
+    cdef int fill(self) except -1:
+        """Sends what may be under way. What ends the iterable, or the sending, is raised at its place: behind the results of what was sent."""
+        cdef Py_ssize_t before = self.flight.tail
+        cdef list batch
         try:
-            if batch:
+            batch = self.draw()
+            if batch and not self.flight.closed:
                 self.send(batch)
+        except DeadlineExceeded:                # of each item by itself, as it would be of calls one by one
+            while self.flight.tail - before < len(batch):
+                over = DeadlineExceeded(f"{self.method.codec.qualified}(): the deadline was over before the call; nothing was sent")
+                self.flight.add_done(FAILED, over)
         except Exception as error:
-            end = error
-        if end is not None:
+            self.end = error
+        except BaseException:                   # Ctrl-C: what was drawn is lost
+            self.flight.closed = True
+            raise
+        if self.end is not None:
             self.exhausted = True
-            self.flight.add_done(FAILED, end)
+            self.flight.add_done(FAILED, self.end)
+            self.end = None
         return 0
 
     cdef int send(self, list batch) except -1:
@@ -401,8 +321,13 @@ cdef class Mapped:
 
     cdef int submit_each(self, list batch) except -1:
         """Calls that pass streams or callbacks have more to them than an answer."""
-        cdef Caller caller = self.method.lane()
+        cdef Caller caller = None
         cdef Call call
+        if self.method.codec.fed is not None:
+            for args in batch:
+                self.flight.add_done(CALLED, fed_call(self.method, <tuple>args, {}))
+            return 0
+        caller = self.method.lane()
         try:
             for args in batch:
                 call = Call.__new__(Call)
@@ -413,12 +338,11 @@ cdef class Mapped:
                 else:
                     self.flight.add_done(CALLED, call)
         finally:
-            if caller.link is not None:
-                caller.link.flush()
+            caller.publish(self.method.codec.qualified)
         return 0
 
     cdef int wait(self) except -1:
-        """Until the next item has an outcome."""
+        """Until the next item has an outcome, or the map is closed."""
         cdef Caller caller = <Caller>self.flight.first().caller
         cdef uint64_t number = self.flight.first().number
         try:
@@ -430,7 +354,7 @@ cdef class Mapped:
             if not self.flight.ready():
                 self.flight.expire(error)
         except BaseException:
-            self.close()
+            self.flight.closed = True
             raise
         return 0
 
@@ -441,17 +365,35 @@ cdef class Mapped:
             return value
         try:
             if state == CALLED:
-                return (<Call>value).result()
+                self.current = <Call>value
+                return self.current.result()
             raise value
         except BaseException as error:
             if state == CALLED:
                 (<Call>value).cancel()              # Ctrl-C: this one has no place any more
+            if self.flight.closed and isinstance(error, Cancelled):
+                raise StopIteration from None
             if not self.goes_on or not isinstance(error, Exception):
-                self.close()
+                self.flight.closed = True
             raise
+        finally:
+            self.current = None
 
     def close(self) -> None:
-        """Cancels what is under way; there are no further results."""
+        """Cancels what is under way; there are no further results, also for a thread that waits for one. Any thread; idempotent."""
+        cdef Call current = self.current
+        self.exhausted = True
+        self.flight.closed = True
+        if not self.iterated:
+            self.drop()
+            return
+        if current is not None:
+            current.cancel()
+            (<Caller>current.caller).rouse(current)
+        for caller in list(self.flight.callers):
+            (<Caller>caller).rouse(self.flight)
+
+    cdef int drop(self) except -1:
         cdef uint64_t number = 0
         self.exhausted = True
         while self.flight.count():
@@ -460,7 +402,7 @@ cdef class Mapped:
                 left.cancel()
             elif left is not None:
                 (<Caller>left).tell_plugin(number, None)
-        self.flight.leave()
+        return self.flight.leave()
 
     def __del__(self):
         if self.flight is not None:

@@ -82,6 +82,7 @@ cdef class Turn(Session):
     cdef int nudge(self, bint all) except -1
     cdef void _unlock(self) noexcept
     cdef int lead(self, Pending call, int64_t until) except -1
+    cdef int rouse(self, Pending call) except -1
     cdef Py_ssize_t under_way(self) noexcept
     cdef int update_duplex(self) except -1
     cdef int give_up(self, Pending call, int kind, int state, object error) except -1

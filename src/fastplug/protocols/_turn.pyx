@@ -308,6 +308,15 @@ cdef class Turn(Session):
             self.waiting.remove(call)
         return -2
 
+    cdef int rouse(self, Pending call) except -1:
+        """Any thread: whoever waits for that call looks at it again; over a socket within a slice."""
+        if call in self.waiting:
+            if call.waiter.locked():
+                call.waiter.release()
+        elif self.owner and self.link is not None:
+            self.link.stir()
+        return 0
+
     # -- the end of calls
 
     cdef Py_ssize_t under_way(self) noexcept:

@@ -11,13 +11,13 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fastplug.errors import InterfaceMismatch
+from fastplug.errors import ConfigError, InterfaceMismatch, LocalProtocolError
 from fastplug.signature import describe, method_text
 
 if TYPE_CHECKING:
     from fastplug.interfaces import Interface, Method
 
-__all__ = ["Handle", "RemoteMethod", "absent_method", "make_handle"]
+__all__ = ["Handle", "RemoteMethod", "absent_method", "iterated_already", "make_handle", "returns_a_stream"]
 
 
 class Handle:
@@ -51,6 +51,19 @@ class RemoteMethod(abc.ABC):
     @abc.abstractmethod
     def mapped(self, iterables: tuple[Iterable[Any], ...], in_flight: int, ordered: bool, goes_on: bool) -> Iterator[Any]:
         """Results of many calls, for ``fastplug.map``: one iterable for each argument. ``goes_on``: behind a failure."""
+
+
+def returns_a_stream(qualified: str) -> ConfigError:
+    """For whoever submits or maps such a method."""
+    return ConfigError(f"{qualified} returns a stream: call it and iterate; it does not wait for the plugin either")
+
+
+def iterated_already(what: str) -> LocalProtocolError:
+    """For whoever asks a map or a stream for its next item while somebody waits for that."""
+    return LocalProtocolError(
+        f"this {what} is already being iterated, by another thread or task, or further up on this one (from a signal handler); "
+        "one at a time takes its items, and any may close it"
+    )
 
 
 def absent_method(interface: Interface, method: Method) -> Callable[..., Any]:

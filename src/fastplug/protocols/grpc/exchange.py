@@ -23,6 +23,7 @@ from fastplug.protocols.grpc.calls import SLICE_S, take
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.schema import Rpc
 from fastplug.protocols.grpc.streaming import BEGUN, END, Driver, RequestQueue, StreamCalls
+from fastplug.protocols.handle import iterated_already
 
 __all__ = ["Exchange", "ResultStream"]
 
@@ -270,7 +271,8 @@ class Exchange:
 class ResultStream:
     """What a call returns that is declared ``Iterator[T]``: an iterator, also for ``async for``, and a context manager.
 
-    Items come as the plugin makes them. Closing it, also by dropping it, ends the plugin's generator. Not for two threads at a time.
+    Items come as the plugin makes them. Closing it, also by dropping it or from another thread while one waits for an item, ends the
+    plugin's generator, and the iteration. For one thread or task at a time: a second one's next() raises LocalProtocolError.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -278,6 +280,7 @@ class ResultStream:
         self._ready: deque[bytes] = deque()
         self._end: Any = None  # what the call ended with
         self._closed = False
+        self._iterated = False  # somebody waits for an item
         self._looking = threading.Lock()  # a task that was cancelled leaves a thread behind that looks for it
 
     def __iter__(self) -> Iterator[Any]:
@@ -318,14 +321,27 @@ class ResultStream:
     def _late(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"{self._exchange.codec.qualified}(): the deadline came before the end of the stream")
 
+    def _enter(self) -> None:
+        if self._iterated:
+            raise iterated_already(f"stream of {self._exchange.codec.qualified}()")
+        self._iterated = True  # threads do not switch between the two: nothing is called
+
+    def _leave(self) -> None:
+        self._iterated = False
+        if self._closed:
+            self._exchange.finish()
+
     def __next__(self) -> Any:
         self._exchange.check_not_feeding()
+        self._enter()
         try:
             self.look(None)
             return self._take()
         except BaseException:
             self.close()
             raise
+        finally:
+            self._leave()
 
     def _take(self) -> Any:
         if self._closed:
@@ -343,13 +359,17 @@ class ResultStream:
         raise error
 
     async def __anext__(self) -> Any:
-        if self._exchange.draws or not self.look(0):  # the loop must go on meanwhile
-            import asyncio
+        self._enter()
+        try:
+            if self._exchange.draws or not self.look(0):  # the loop must go on meanwhile
+                import asyncio
 
-            loop = asyncio.get_running_loop()
-            # Another thread waits, so that an item which comes when this task is cancelled is not lost.
-            while not await loop.run_in_executor(None, self.look, ASYNC_SLICE_S):
-                continue
+                loop = asyncio.get_running_loop()
+                # Another thread waits, so that an item which comes when this task is cancelled is not lost.
+                while not await loop.run_in_executor(None, self.look, ASYNC_SLICE_S):
+                    continue
+        finally:
+            self._leave()
         try:
             return self._take()
         except StopIteration:
@@ -360,13 +380,16 @@ class ResultStream:
             raise
 
     def close(self) -> None:
-        """Wants no more items: the plugin's generator ends (GeneratorExit), and so does the caller's own if there is one. Idempotent."""
+        """Wants no more items: the plugin's generator ends (GeneratorExit), and so does the caller's own. Any thread; idempotent."""
         if self._closed:
             return
         self._closed = True
         if self._end is None:
             self._exchange.cancel()
-        self._exchange.finish()
+        if self._iterated:
+            self._exchange.events.put(None)  # who waits for an item is woken, and finishes as it leaves
+        else:
+            self._exchange.finish()
 
     def __enter__(self) -> Self:
         return self

@@ -9,12 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastplug.deadlines import remaining_s
-from fastplug.errors import ArgumentError, Cancelled, ConfigError, DeadlineExceeded, RpcError
-from fastplug.protocols._remote import POLL_NS, Call
+from fastplug.errors import ArgumentError, Cancelled, DeadlineExceeded, RpcError
+from fastplug.protocols._remote import Call
+from fastplug.protocols._result_stream import POLL_NS
 from fastplug.protocols.grpc.calls import take
+from fastplug.protocols.handle import iterated_already, returns_a_stream
 
 if TYPE_CHECKING:
     from fastplug.protocols.grpc.client import GrpcClient, Remote
@@ -203,7 +205,7 @@ def submitted(remote: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     client, codec = remote.client, remote.codec
     what = f"{codec.qualified}()"
     if codec.streams:
-        raise ConfigError(f"{codec.qualified} returns a stream: call it and iterate; it does not wait for the plugin either")
+        raise returns_a_stream(codec.qualified)
     client.in_flight.enter(what)
     try:
         if codec.has_references:
@@ -240,23 +242,31 @@ def _wait_for(call: GrpcCall, exchange: Exchange) -> None:
 
 
 class GrpcMapped:
-    """What ``fastplug.map`` gives: an iterator of results, with at most ``in_flight`` calls under way."""
+    """What ``fastplug.map`` gives: an iterator of results, with at most ``in_flight`` calls under way.
+
+    For one thread at a time: a second one's next() raises LocalProtocolError.
+    """
 
     def __init__(self, remote: Remote, arguments: Iterator[tuple[Any, ...]], in_flight: int, ordered: bool, goes_on: bool) -> None:
+        self._calls: deque[_Outcome] = deque()
+        self._iterated = self._closed = False
+        if remote.codec.streams:
+            raise returns_a_stream(remote.codec.qualified)
         self._remote = remote
         self._arguments = arguments
-        self._calls: deque[GrpcCall] = deque()
         self._in_flight = min(in_flight, REFERRING_MAX) if remote.codec.has_references else in_flight
         self._ordered = ordered
         self._goes_on = goes_on
         self._exhausted = False
-        self._done: SimpleQueue[GrpcCall] = SimpleQueue()
+        self._current: GrpcCall | None = None  # that is waited for
+        self._done: SimpleQueue[_Outcome | None] = SimpleQueue()
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def _fill(self) -> None:
-        while not self._exhausted and len(self._calls) < self._in_flight:
+        while not self._exhausted and not self._closed and len(self._calls) < self._in_flight:
+            outcome: _Outcome
             try:
                 args = next(self._arguments)
             except StopIteration:
@@ -264,46 +274,89 @@ class GrpcMapped:
                 return
             except Exception as error:  # noqa: BLE001  raised at its place, behind the results of what was sent
                 self._exhausted = True
-                call = self._failed(error)
+                outcome = error
             else:
-                try:
-                    call = submitted(self._remote, args, {})
-                except ArgumentError as error:  # the others concern the connection, or the whole map
-                    call = self._failed(error)
-            self._calls.append(call)
+                outcome = self._submitted(args)
+            self._calls.append(outcome)
             if not self._ordered:
-                call.add_done_callback(self._done.put)
+                if isinstance(outcome, Exception):
+                    self._done.put(outcome)
+                else:
+                    outcome.add_done_callback(self._done.put)
 
-    def _failed(self, error: Exception) -> GrpcCall:
-        """For what was not sent."""
-        client = self._remote.client
-        client.in_flight.enter(self._remote.codec.qualified)
-        call = GrpcCall(client, self._remote.codec.qualified, "")
-        call.settle(None, error)
-        return call
+    def _submitted(self, args: tuple[Any, ...]) -> _Outcome:
+        try:
+            return submitted(self._remote, args, {})
+        except ArgumentError as error:  # this and the next are this item's alone
+            return error
+        except DeadlineExceeded:
+            return DeadlineExceeded(f"{self._remote.codec.qualified}(): the deadline was over before the call; nothing was sent")
+        except Exception as error:  # noqa: BLE001  the connection's: as what the iterable raises
+            self._exhausted = True
+            return error
 
     def __next__(self) -> Any:
-        self._fill()
-        if not self._calls:
+        if self._iterated:
+            raise iterated_already(f"map of {self._remote.codec.qualified}()")
+        self._iterated = True  # threads do not switch between the two: nothing is called
+        try:
+            self._fill()
+            return self._outcome(self._next())
+        except BaseException as error:
+            if not self._goes_on or not isinstance(error, Exception) or isinstance(error, StopIteration):
+                self._closed = True
+            raise
+        finally:
+            self._iterated = False
+            self._current = None
+            if self._closed:
+                self._drop()
+
+    def _next(self) -> _Outcome:
+        if self._closed or not self._calls:
             raise StopIteration
         if self._ordered:
-            call = self._calls.popleft()
-        else:
-            call = take(self._done)  # each that is under way comes there, however it ends
-            self._calls.remove(call)
+            return self._calls.popleft()
+        outcome = take(self._done)  # each that is under way comes there, however it ends; None from close()
+        if outcome is None:
+            raise StopIteration
+        self._calls.remove(outcome)
+        return outcome
+
+    def _outcome(self, outcome: _Outcome) -> Any:
+        if isinstance(outcome, Exception):
+            raise outcome
+        self._current = outcome  # before the question whether the map is closed, as close() asks the other way round
         try:
-            return call.result()
+            if self._closed:
+                raise Cancelled
+            return outcome.result()
         except BaseException as error:
-            call.cancel()  # Ctrl-C: this one has no place any more
-            if not self._goes_on or not isinstance(error, Exception):
-                self.close()
+            outcome.cancel()  # Ctrl-C: this one has no place any more
+            if self._closed and isinstance(error, Cancelled):
+                raise StopIteration from None
             raise
 
     def close(self) -> None:
-        """Cancels what is under way; there are no further results."""
-        self._exhausted = True
+        """Cancels what is under way; there are no further results, also for a thread that waits for one. Any thread; idempotent."""
+        self._closed = True
+        if not self._iterated:
+            self._drop()
+            return
+        self._done.put(None)
+        current = self._current
+        if current is not None:
+            current.cancel()
+
+    def _drop(self) -> None:
         while self._calls:
-            self._calls.popleft().cancel()
+            outcome = self._calls.popleft()
+            if isinstance(outcome, GrpcCall):
+                outcome.cancel()
 
     def __del__(self) -> None:
         self.close()
+
+
+# Of an item: its call, or why there is none.
+_Outcome: TypeAlias = GrpcCall | Exception
