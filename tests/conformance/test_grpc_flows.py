@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import os
+import signal
 import threading
+import time
+import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
@@ -268,6 +273,57 @@ def test_a_stream_that_fails_is_no_stream_that_ends(plugin: fastplug.Client) -> 
     assert not isinstance(seen[0], RemoteError | RpcError)
     with pytest.raises(ArgumentError, match="item of the stream"):
         list(flows.doubled([1, "x"]))  # type: ignore[list-item]
+
+
+@pytest.fixture
+def stopped() -> Iterator[fastplug.Client]:
+    """Its plugin takes nothing up."""
+    with started("grpc", PlainFlows) as client:
+        client.dispense(Flows)
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGSTOP)
+        try:
+            yield client
+        finally:
+            os.kill(client.pid, signal.SIGCONT)
+
+
+class Tell:
+    def __call__(self, n: int) -> int:
+        return n
+
+
+def give_up(flows: Flows, *, by_deadline: bool = False) -> weakref.ref[Tell]:
+    """A call whose callback the plugin never hears of; what is left of the callback."""
+    tell = Tell()
+    with fastplug.deadline(after_s=0.05) if by_deadline else contextlib.nullcontext():
+        call = fastplug.submit(flows.each, 1, tell)
+    if not by_deadline:
+        call.cancel()
+    with pytest.raises((fastplug.Cancelled, fastplug.DeadlineExceeded)):
+        call.result(SOON_S)
+    for thread in threading.enumerate():
+        if thread.name.startswith("fastplug call "):
+            thread.join(SOON_S)
+    return weakref.ref(tell)
+
+
+@pytest.mark.parametrize("by_deadline", [False, True])
+def test_callbacks_of_calls_that_are_given_up_before_they_begin(stopped: fastplug.Client, by_deadline: bool) -> None:
+    flows: Flows = stopped.dispense(Flows)
+    passed = [give_up(flows, by_deadline=by_deadline) for _ in range(5)]
+    watchdog = time.monotonic() + SOON_S
+    while any(tell() is not None for tell in passed) or any("grpc-broker-" in thread.name for thread in threading.enumerate()):
+        assert time.monotonic() < watchdog
+        gc.collect()
+
+
+def test_callbacks_of_calls_that_are_given_up_make_room(stopped: fastplug.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastplug.protocols.grpc.callbacks.CALLBACKS_MAX", 3)
+    monkeypatch.setattr("fastplug.protocols.grpc.callbacks.GIVEN_UP_S", SOON_S)
+    flows: Flows = stopped.dispense(Flows)
+    for _ in range(10):
+        give_up(flows)
 
 
 def test_more_callbacks_than_may_be_passed(plugin: fastplug.Client, monkeypatch: pytest.MonkeyPatch) -> None:

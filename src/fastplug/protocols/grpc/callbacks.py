@@ -5,6 +5,7 @@ docs/wire.md, "The gRPC form". A callback runs on the thread that waits for the 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,8 @@ __all__ = ["INSIDE", "Asked", "Callbacks", "Entry"]
 
 # Each takes a socket and a server of its own: more means a plugin that keeps what it does not need.
 CALLBACKS_MAX = 256
+# A fastplug plugin dials before the handler begins; what it dials for a call that was given up is noticed within this time.
+GIVEN_UP_S = 0.25
 # A callback in hand when the connection is closed may take this long.
 JOIN_TIMEOUT_S = 1.0
 
@@ -72,7 +75,8 @@ class Entry:
         self.call = call
         self.server: Any = None
         self.dialled = False
-        self.until_s: float | None = None  # nobody dialled while the call was under way: it is kept until then
+        self.given_up = False
+        self.until_s = math.inf  # nobody dialled while the call was under way: it is kept until then (monotonic)
 
 
 class Callbacks:
@@ -88,6 +92,7 @@ class Callbacks:
         self._name = name
         self._codecs: dict[str, MethodCodec] = {}
         self._entries: dict[int, Entry] = {}
+        self._undialled: list[Entry] = []  # whose calls are over, for the thread
         self._waiting: dict[str, SimpleQueue[Any]] = {}
         self._lock = threading.Lock()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -103,7 +108,8 @@ class Callbacks:
             implemented = {method.name for method in check_implementation(value, node.interface)}
             functions = {rpc.path: getattr(value, rpc.method.name) for rpc in rpcs if rpc.method.name in implemented}
         self.start()
-        self._release_forgotten()
+        if len(self._entries) >= CALLBACKS_MAX:
+            self._make_room()
         if len(self._entries) >= CALLBACKS_MAX:
             raise LocalProtocolError(f"the plugin keeps {CALLBACKS_MAX} callbacks; let it drop those that it does not need any more")
         entry = Entry(self._broker.next_id(), functions, call)
@@ -140,16 +146,30 @@ class Callbacks:
             entry.functions = {}
             self._jobs.put(lambda: entry.server.close() if entry.server is not None else None)
 
-    def call_over(self, entry: Entry) -> None:
-        """The call that passed it is over. A plugin that wants it afterwards has dialled, or does so soon."""
-        if not entry.dialled:
-            entry.until_s = time.monotonic() + self._broker.timeout_s
+    def call_over(self, entry: Entry, *, given_up: bool) -> None:
+        """The call that passed it is over. A plugin that wants it afterwards has dialled, or does so soon.
 
-    def _release_forgotten(self) -> None:
-        now = time.monotonic()
+        Args: ``given_up``: the plugin is one of fastplug's, and nobody waited for its answer.
+        """
+        if not entry.dialled:
+            entry.given_up = given_up
+            entry.until_s = time.monotonic() + (GIVEN_UP_S if given_up else self._broker.timeout_s)
+            self._jobs.put(lambda: self._undialled.append(entry))
+
+    def _make_room(self) -> None:
+        now = time.monotonic()  # the thread may be busy with a callback
         for entry in list(self._entries.values()):
-            if entry.until_s is not None and now >= entry.until_s and not entry.dialled:
+            if (entry.given_up or entry.until_s <= now) and not entry.dialled:
                 self.release(entry)
+
+    def _release_late(self) -> float | None:
+        """Releases what nobody dialled in time. Seconds until there is more; None without any. For the thread."""
+        now = time.monotonic()
+        self._undialled = [entry for entry in self._undialled if not entry.dialled and entry.number in self._entries]
+        for entry in self._undialled:
+            if entry.until_s <= now:
+                self.release(entry)
+        return min((entry.until_s - now for entry in self._undialled if entry.until_s > now), default=None)
 
     # -- where they run
 
@@ -203,12 +223,19 @@ class Callbacks:
 
     def _run(self) -> None:
         INSIDE.depth = 1  # handlers wait for what runs here, if not their callers
-        while (act := self._jobs.get()) is not None:
+        while (act := self._next()) is not None:
             try:
                 act()
             except BaseException as error:  # noqa: BLE001  what a callback raised has been answered
                 del error
             del act  # not kept until the next one comes
+
+    def _next(self) -> Callable[[], None] | None:
+        while True:
+            try:
+                return self._jobs.get(timeout=self._release_late())  # ends with a job, or close()
+            except Empty:
+                continue
 
     def close(self) -> None:
         """After the broker was closed: ends the thread. Idempotent."""

@@ -20,6 +20,7 @@ from fastplug.errors import DeadlineExceeded, LocalProtocolError, RemoteError, R
 from fastplug.protocols._drawn import Drawn, drawn
 from fastplug.protocols.grpc.callbacks import INSIDE, Asked, Callbacks, Entry
 from fastplug.protocols.grpc.calls import SLICE_S, take
+from fastplug.protocols.grpc.channel import Code
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.schema import Rpc
 from fastplug.protocols.grpc.streaming import BEGUN, END, Driver, RequestQueue, StreamCalls
@@ -80,6 +81,7 @@ class Exchange:
         self._feeding = 0  # the thread on which the iterable makes an item now
         self._driver: Driver | None = None
         self._cancel: Callable[[], None] | None = None
+        self._given_up = False
 
     # -- Passing
 
@@ -125,6 +127,8 @@ class Exchange:
             self._wanted_early += 1
             return None
         if event is not _WANTED and not isinstance(event, Asked):
+            if isinstance(event, RpcError) and event.code in (Code.CANCELLED, Code.DEADLINE_EXCEEDED):
+                self._given_up = True
             return event
         INSIDE.depth += 1
         try:
@@ -238,6 +242,7 @@ class Exchange:
 
     def cancel(self) -> None:
         """Ends the call. From any thread; idempotent."""
+        self._given_up = True
         if self._cancel is not None:
             self._cancel()
 
@@ -264,7 +269,7 @@ class Exchange:
         if passed:
             self._callbacks.wait_no_more(self._number, self.events)
             for entry in passed:
-                self._callbacks.call_over(entry)
+                self._callbacks.call_over(entry, given_up=self._given_up and self._understands)
         self.stop_feed()
 
 
