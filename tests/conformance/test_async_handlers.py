@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from tests.conformance.conftest import Gate, started
 from tests.plugins.aio_api import Aio, AioStreams, PlainAio
-from tests.plugins.aio_plugin import AioPlugin, AioStreamsPlugin
+from tests.plugins.aio_plugin import AioPlugin, AioStreamsPlugin, UncollectedAioStreamsPlugin
 
 import fastplug
 from fastplug.errors import Cancelled, DeadlineExceeded, LocalProtocolError, RemoteError
@@ -321,3 +323,24 @@ def test_callbacks(start: Callable[..., fastplug.Client]) -> None:
 
     assert asyncio.run(main()) == 150
     assert fastplug.submit(streams.asked, 2, abs).result(SOON_S) == 3
+
+
+@pytest.mark.transports("shm", "socket", "inproc")
+def test_the_callback_of_a_handler_that_raises(start: Callable[..., fastplug.Client]) -> None:
+    """It is let go without a search for cycles in the plugin."""
+
+    def tell(n: int) -> int:
+        raise KeyError(n)
+
+    alive = weakref.ref(tell)
+    handle = start(UncollectedAioStreamsPlugin).dispense(AioStreams)
+    try:
+        with pytest.raises(KeyError):
+            fastplug.submit(handle.asked, 1, tell).result(SOON_S)
+        del tell
+        end = time.monotonic() + SOON_S
+        while alive() is not None and time.monotonic() < end:
+            gc.collect()
+        assert alive() is None
+    finally:
+        gc.enable()  # of a plugin in this process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -129,3 +130,11 @@ class AioStreamsPlugin(_Logged, AioStreams):
 
     def each(self, n: int) -> Iterator[int]:
         yield from range(n)
+
+
+class UncollectedAioStreamsPlugin(AioStreamsPlugin):
+    """What is in a cycle stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        gc.disable()

@@ -174,8 +174,11 @@ class Running:
     def outcome(self) -> Any:
         """The result, which nobody else has any more. Raises what the handler raised."""
         error, self._error = self._error, None
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # else a cycle with its traceback, which has what the handler had: callbacks are let go at once
         value, self._value = self._value, None
         return value
 
