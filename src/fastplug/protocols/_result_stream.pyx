@@ -82,7 +82,7 @@ cdef class ResultStream:
         if call.feed is not None and call.feed.running == PyThread_get_thread_ident():
             raise LocalProtocolError(
                 f"{call.codec.qualified}(): the iterable that feeds this stream cannot take from it on the same thread, which makes its next "
-                "item just now; let another thread take what comes, or feed the stream from an asynchronous generator"
+                "item just now; feed the stream from an asynchronous generator instead"
             )
         if self.iterated:
             raise iterated_already(f"stream of {call.codec.qualified}()")

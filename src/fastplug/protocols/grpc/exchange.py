@@ -175,7 +175,7 @@ class Exchange:
         if self._feeding == threading.get_ident():
             raise LocalProtocolError(
                 f"{self.codec.qualified}(): the iterable that feeds this stream cannot take from it on the same thread, which makes its "
-                "next item just now; let another thread take what comes, or feed the stream from an asynchronous generator"
+                "next item just now; feed the stream from an asynchronous generator instead"
             )
 
     def _made(self, iterator: Any) -> bytes:
