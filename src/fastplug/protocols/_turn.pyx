@@ -282,9 +282,6 @@ cdef class Turn(Session):
         cdef int urgent
         if self.owner == me:
             return self._lock(until, call.codec.qualified)
-        if call.waiter is None:
-            call.waiter = threading.Lock()
-            call.waiter.acquire()
         urgent = self.urgency(call, me)
         if urgent >= 0 and PyThread_acquire_lock(self.lock, 0):
             self.took(me)
@@ -294,6 +291,10 @@ cdef class Turn(Session):
         if urgent > 0:
             self.ask()
             return 1 if self.queue(me, until, ASK_SLICE_US) else -2
+        if call.waiter is None:         # only now: with one, each answer of a map takes a fifth longer
+            call.waiter = threading.Lock()
+            call.waiter.acquire()
+            return -2                   # a finalizer may have run, and the link be free
         self.waiting.append(call)
         try:
             if call.ready():
