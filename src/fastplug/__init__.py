@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastplug.api import (
         OnError,
         Options,
+        Results,
         ServeOptions,
         Spec,
         client_of,
@@ -143,6 +144,7 @@ __all__ = [
     "RemoteError",
     "RemoteProtocolError",
     "ResultError",
+    "Results",
     "RpcError",
     "Runner",
     "RunnerFactory",
@@ -190,6 +192,7 @@ _PLACES = {
     "fastplug.api": (
         "OnError",
         "Options",
+        "Results",
         "ServeOptions",
         "Spec",
         "client_of",

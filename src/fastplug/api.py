@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import IO, TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, Self, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from fastplug.config import (
     DEFAULT_HANDSHAKE,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OnError",
     "Options",
+    "Results",
     "ServeOptions",
     "Spec",
     "client_of",
@@ -65,6 +66,7 @@ __all__ = [
 
 T = TypeVar("T")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 P = ParamSpec("P")
 
 # What the failure of one item of ``map`` means for those behind it.
@@ -264,6 +266,17 @@ def submit(method: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> Call[
     return made
 
 
+class Results(Protocol[R_co]):
+    """What ``map`` gives: an iterator for one thread at a time, which any thread may close."""
+
+    def __iter__(self) -> Self: ...
+
+    def __next__(self) -> R_co: ...
+
+    def close(self) -> None:
+        """Cancels what is under way; there are no further results. Idempotent."""
+
+
 @overload
 def map(  # noqa: A001  as below
     method: Callable[..., Coroutine[Any, Any, R]],
@@ -271,14 +284,14 @@ def map(  # noqa: A001  as below
     in_flight: int = 64,
     ordered: bool = True,
     on_error: OnError = "cancel",
-) -> Iterator[R]: ...
+) -> Results[R]: ...
 @overload
 def map(  # noqa: A001  as below
     method: Callable[..., R], *iterables: Iterable[Any], in_flight: int = 64, ordered: bool = True, on_error: OnError = "cancel"
-) -> Iterator[R]: ...
+) -> Results[R]: ...
 def map(  # noqa: A001  the word of the field
     method: Callable[..., Any], *iterables: Iterable[Any], in_flight: int = 64, ordered: bool = True, on_error: OnError = "cancel"
-) -> Iterator[Any]:
+) -> Results[Any]:
     """As the builtin ``map``, with up to ``in_flight`` calls under way.
 
     Args:
@@ -297,7 +310,7 @@ def map(  # noqa: A001  the word of the field
     """
     if not hasattr(in_flight, "__index__") or in_flight < 1 or on_error not in ("cancel", "continue"):
         raise ConfigError(f'map() takes an in_flight of at least 1 and on_error "cancel" or "continue", got {in_flight!r} and {on_error!r}')
-    made: Iterator[Any] = _remote(method, "map").mapped(iterables, in_flight, ordered, on_error == "continue")
+    made: Results[Any] = _remote(method, "map").mapped(iterables, in_flight, ordered, on_error == "continue")
     return made
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastplug.errors import ConfigError, InterfaceMismatch, LocalProtocolError
@@ -49,8 +49,8 @@ class RemoteMethod(abc.ABC):
         """A Call of this method, for ``fastplug.submit``."""
 
     @abc.abstractmethod
-    def mapped(self, iterables: tuple[Iterable[Any], ...], in_flight: int, ordered: bool, goes_on: bool) -> Iterator[Any]:
-        """Results of many calls, for ``fastplug.map``: one iterable for each argument. ``goes_on``: behind a failure."""
+    def mapped(self, iterables: tuple[Iterable[Any], ...], in_flight: int, ordered: bool, goes_on: bool) -> Any:
+        """The Results of many calls, for ``fastplug.map``: one iterable for each argument. ``goes_on``: behind a failure."""
 
 
 def returns_a_stream(qualified: str) -> ConfigError:
