@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,18 @@ from tests.conformance.conftest import started
 from tests.plugins.lender_api import Lender
 from tests.plugins.lender_plugin import NumpyLender
 
+# A watchdog for a line that has been written.
+SAID_WITHIN_S = 60.0
+
 SIZE = 1_000_000  # 8 MB: more than the first segment has
+
+
+def await_record(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    """What the plugin logs comes by a pipe of its own, also behind the answer of a call."""
+    said_by = time.monotonic() + SAID_WITHIN_S
+    while text not in caplog.text:
+        assert time.monotonic() < said_by
+        time.sleep(0.01)
 
 
 def test_arrays_are_copied_while_the_limit_holds(caplog: pytest.LogCaptureFixture) -> None:
@@ -30,7 +42,7 @@ def test_arrays_are_copied_while_the_limit_holds(caplog: pytest.LogCaptureFixtur
         after = client.stats()
         assert after["plugin_copies"] - before["plugin_copies"] == 3
         assert after["copies"] == before["copies"]
-        assert "RLIMIT_NOFILE" in caplog.text
+        await_record(caplog, "RLIMIT_NOFILE")
 
         lender.limit_descriptors(False)
         assert lender.total(x) == x.sum()  # fetched once more, and then announced again
@@ -61,7 +73,7 @@ def test_a_mapped_file_that_cannot_be_opened_is_copied(caplog: pytest.LogCapture
 
         lender.limit_descriptors(True)
         assert counted("data.npy") == (0, 1)  # named, not opened, and fetched
-        assert "data.npy" in caplog.text
+        await_record(caplog, "data.npy")
         client.ping()  # what the plugin said of it has come
         assert counted("data.npy") == (1, 0)
         lender.limit_descriptors(False)
