@@ -5,7 +5,9 @@
 
 cimport cython
 from cpython.object cimport PyObject
+from cpython.tuple cimport PyTuple_GET_SIZE
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 # Declared there, and meant to be cimported from here.
 from fastplug._wire_buffer cimport (
@@ -48,14 +50,15 @@ cdef packed struct FrameHeader:
     int64_t remaining_ns    # the caller's remaining time, 0 when it has no deadline
 
 
+cdef inline int unknown_flags(const FrameHeader* header) noexcept:
+    return header.flags & ~<int>(FLAG_SPILLED if header.kind != FRAME_REQUEST else FLAG_SPILLED | FLAG_WAITS | FLAG_METADATA)
+
 cdef int bad_header(const FrameHeader* header) except -1
 cdef inline int check_header(const FrameHeader* header) except -1:
     # RemoteProtocolError; PAD is the business of a lane.
     if not FRAME_REQUEST <= header.kind <= FRAME_RELEASE or header.size > MESSAGE_MAX or header.remaining_ns < 0:
         return bad_header(header)
-    if header.flags & ~<int>(FLAG_SPILLED if header.kind != FRAME_REQUEST else FLAG_SPILLED | FLAG_WAITS | FLAG_METADATA):
-        return bad_header(header)
-    return 0
+    return bad_header(header) if unknown_flags(header) else 0
 
 
 cdef int put_metadata(Encoder enc, bytes packed) except -1     # a dict of str, encoded already (contexts.METADATA)
@@ -101,6 +104,13 @@ cdef class MethodCodec:
     cdef bint fits(self, tuple args, dict kwargs) noexcept                              # all by position, nothing left out
     cdef tuple bound(self, tuple args, dict kwargs)
     cdef tuple decode_arguments(self, Decoder dec)                                      # RemoteProtocolError
+    cdef Py_ssize_t surplus(self, Decoder dec, Py_ssize_t count) except -1              # only raises
+    cdef inline Py_ssize_t count_of(self, Decoder dec) except -1:
+        # How many arguments the request has.
+        cdef uint16_t count
+        memcpy(&count, dec.need(2), 2)
+        return count if count <= PyTuple_GET_SIZE(self.codecs) else self.surplus(dec, count)
+    cdef object default_of(self, Decoder dec, Py_ssize_t i)                             # for one that it has not
     cdef int decode_values(self, Decoder dec, Values* values) except -1                 # also what it came to before it raised
     cdef object call(self, object function, tuple values)                              # what function raises
     # The same of decode_values. owner: the object whose method it is, when function is what is under the bound method; or NULL.

@@ -134,40 +134,36 @@ cdef class MethodCodec:
         return tuple(values[:end])
 
     cdef tuple decode_arguments(self, Decoder dec):
-        cdef uint16_t count
-        cdef Py_ssize_t i, n = PyTuple_GET_SIZE(self.codecs)
+        cdef Py_ssize_t i, count, n = PyTuple_GET_SIZE(self.codecs)
         cdef tuple values
         try:
-            memcpy(&count, dec.need(2), 2)
-            if count > n:
-                raise broken(dec, f"{count} arguments for {n} parameters")
+            count = self.count_of(dec)
             values = tuple_of(dec, self.codecs, count)
             finish(dec)
             if count < n:
-                for i in range(count, n):
-                    if self.defaults[i] is MISSING:
-                        raise broken(dec, f"no argument {self.parameters[i]!r}")
-                values += self.defaults[count:]
+                values += tuple([self.default_of(dec, i) for i in range(count, n)])
         except RemoteProtocolError as error:
             raise words.located(self.qualified, error)
         return values
 
+    cdef Py_ssize_t surplus(self, Decoder dec, Py_ssize_t count) except -1:
+        raise broken(dec, f"{count} arguments for {len(self.codecs)} parameters")
+
+    cdef object default_of(self, Decoder dec, Py_ssize_t i):
+        if self.defaults[i] is MISSING:
+            raise broken(dec, f"no argument {self.parameters[i]!r}")
+        return self.defaults[i]
+
     cdef int decode_values(self, Decoder dec, Values* values) except -1:
-        cdef uint16_t count
-        cdef Py_ssize_t i, n = PyTuple_GET_SIZE(self.codecs)
-        memcpy(&count, dec.need(2), 2)
-        if count > n:
-            raise broken(dec, f"{count} arguments for {n} parameters")
+        cdef Py_ssize_t i, count = self.count_of(dec)
         for i in range(count):
             one = (<Codec>PyTuple_GET_ITEM(self.codecs, i)).decode(dec)
             Py_INCREF(<PyObject*>one)
             values.items[i] = <PyObject*>one
             values.count = i + 1
         finish(dec)
-        for i in range(count, n):
-            one = self.defaults[i]
-            if one is MISSING:
-                raise broken(dec, f"no argument {self.parameters[i]!r}")
+        for i in range(count, PyTuple_GET_SIZE(self.codecs)):
+            one = self.default_of(dec, i)
             Py_INCREF(<PyObject*>one)
             values.items[i] = <PyObject*>one
             values.count = i + 1
@@ -297,7 +293,7 @@ cdef int bad_header(const FrameHeader* header) except -1:
         raise RemoteProtocolError(f"the peer sent a frame of the unknown kind {header.kind}")
     if header.size > MESSAGE_MAX:
         raise RemoteProtocolError(f"the peer sent a frame of {header.size} bytes, {MESSAGE_MAX} are allowed")
-    if header.flags & ~<int>(FLAG_SPILLED if header.kind != FRAME_REQUEST else FLAG_SPILLED | FLAG_WAITS | FLAG_METADATA):
+    if unknown_flags(header):
         raise RemoteProtocolError(f"the peer sent a frame with unknown flags {header.flags:#06x}")
     raise RemoteProtocolError(f"the peer sent a frame with {header.remaining_ns} ns remaining")
 

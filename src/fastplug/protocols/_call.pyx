@@ -19,23 +19,18 @@ from fastplug.protocols._callbacks cimport Registry
 from fastplug.protocols._flight cimport Flight
 from fastplug.protocols._streams cimport Incoming, Outgoing
 from fastplug.protocols._told cimport Told
-from fastplug.protocols._turn cimport FAILED, GIVEN_UP, PENDING, Pending
+from fastplug.protocols._turn cimport (
+    FAILED, GIVEN_UP, PENDING, PY_LOCK_ACQUIRED, Pending, PyLockStatus, PyThread_acquire_lock_timed, PyThread_get_thread_ident, PyThread_release_lock,
+)
 
 from fastplug._wire import Unfit
 from fastplug.contexts import METADATA as _metadata
 from fastplug.deadlines import UNTIL_NS as _until_ns
-from fastplug.errors import ArgumentError, Cancelled, DeadlineExceeded, PluginError, RemoteError, RemoteProtocolError
+from fastplug.errors import ArgumentError, Cancelled, DeadlineExceeded, PluginError, RemoteProtocolError
 from fastplug.protocols._drawn import drawn
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
-
-cdef extern from "pythread.h":
-    ctypedef enum PyLockStatus: PY_LOCK_FAILURE, PY_LOCK_ACQUIRED, PY_LOCK_INTR
-    int PyThread_acquire_lock(void*, int) nogil
-    PyLockStatus PyThread_acquire_lock_timed(void*, long long microseconds, int intr_flag) nogil
-    void PyThread_release_lock(void*)
-    unsigned long PyThread_get_thread_ident()
 
 cdef object UNTIL_NS = _until_ns
 cdef object METADATA = _metadata

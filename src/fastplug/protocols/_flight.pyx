@@ -9,7 +9,7 @@ from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from fastplug._wire cimport FRAME_CANCEL, FRAME_ERROR, FRAME_REPLY, FrameHeader, MethodCodec
+from fastplug._wire cimport FRAME_CANCEL, FrameHeader, MethodCodec
 from fastplug.protocols._reading cimport Reading
 from fastplug.protocols._turn cimport ANSWERED, FAILED, GIVEN_UP, PENDING, Pending, Turn
 
@@ -145,8 +145,8 @@ cdef class Flight(Pending):
         caller.flying -= 1
         if not caller.flying:
             caller.update_duplex()
-        if self.waiter is not None and self.waiter.locked():
-            self.waiter.release()
+        if self.waiter is not None:
+            self.wake()
         return 0
 
     cdef int lost(self, Turn caller, object error) except -1:

@@ -10,7 +10,7 @@ one would wait for it.
 from libc.stdint cimport int64_t
 
 from fastplug.protocols._call cimport Caller
-from fastplug.protocols._turn cimport Turnstile
+from fastplug.protocols._turn cimport ASK_SLICE_US, QUEUE_SLICE_US, PyThread_get_thread_ident, Turnstile
 
 from fastplug.errors import DeadlineExceeded
 
@@ -19,16 +19,10 @@ __all__ = ["LANES_MAX", "Pool"]
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
 
-cdef extern from "pythread.h":
-    unsigned long PyThread_get_thread_ident()
-
 # fast-transport, 3.3: a host with more threads in calls at once gains nothing, its GIL is busy; each lane is a quarter MiB on both sides.
 LANES_MAX = 16
 # A plugin that does not answer a question for a lane (C code holds its GIL) must not keep a call from a lane that has others under way.
 cdef int64_t OPEN_TIMEOUT_NS = 100_000_000
-# As on one lane (_turn.pyx).
-cdef long long QUEUE_SLICE_US = 100_000
-cdef long long ASK_SLICE_US = 5_000
 
 
 cdef class Pool(Turnstile):

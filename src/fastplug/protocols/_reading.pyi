@@ -8,6 +8,7 @@ from fastplug.protocols._callbacks import Registry
 from fastplug.protocols._turn import Turn
 
 IN_FLIGHT_MAX: Final[int]
+YIELD_S: Final[float]
 
 @disjoint_base
 class Reading(Turn):

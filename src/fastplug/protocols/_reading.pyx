@@ -15,7 +15,7 @@ from fastplug._wire cimport (
 )
 from fastplug.protocols._callbacks cimport Registry, answered
 from fastplug.protocols._streams cimport WINDOW_ITEMS, Outgoing
-from fastplug.protocols._turn cimport ANSWERED, FAILED, PENDING, Pending, Turn
+from fastplug.protocols._turn cimport ANSWERED, FAILED, PENDING, Pending, PyThread_acquire_lock, PyThread_get_thread_ident, Turn
 
 from fastplug._wire_words import Unbuilt
 from fastplug.errors import Cancelled, DeadlineExceeded, RemoteError, RemoteProtocolError, seen_by_handler
@@ -24,15 +24,11 @@ from fastplug.protocols._drawn import Drawn
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
 
-cdef extern from "pythread.h":
-    int PyThread_acquire_lock(void*, int) nogil
-    unsigned long PyThread_get_thread_ident()
-
 # Calls under way on one connection. One more first waits for answers. A plugin's ring holds 4096 answers, its queue as many requests.
 IN_FLIGHT_MAX = 1024
 
-# Time for the thread that asked for the link to take it.
-cdef double LET_PASS_S = 50e-6
+# Time for a thread that asked for the link, or queues for it, to take it.
+YIELD_S = 50e-6
 
 cdef object UNKNOWN = object()
 
@@ -98,7 +94,7 @@ cdef class Reading(Turn):
         """In the middle of a call: a thread that has asked for the link has it first."""
         cdef int inside = self.part()
         try:
-            time.sleep(LET_PASS_S)
+            time.sleep(YIELD_S)
         finally:
             self.rejoin(inside)
         if self.link is None:

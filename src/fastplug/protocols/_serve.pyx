@@ -23,7 +23,7 @@ from fastplug.protocols._streams cimport WINDOW_ITEMS, Outgoing
 
 from fastplug._wire_words import Unbuilt
 from fastplug.contexts import CALLS, Context
-from fastplug.errors import Closed, RemoteProtocolError
+from fastplug.errors import RemoteProtocolError
 from fastplug.protocols._callbacks import SERVING
 
 cdef extern from "_atomics.h" nogil:

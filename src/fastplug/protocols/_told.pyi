@@ -4,7 +4,6 @@ from typing_extensions import disjoint_base
 
 from fastplug.protocols._reading import Reading
 
-YIELD_S: Final[float]
 READER_IDLE_S: Final[float]
 
 @disjoint_base

@@ -8,23 +8,18 @@ from libc.stdint cimport int64_t
 
 from fastplug._wire cimport FrameHeader
 from fastplug.protocols._reading cimport Reading
-from fastplug.protocols._turn cimport Pending
+from fastplug.protocols._turn cimport (
+    PY_LOCK_ACQUIRED, Pending, PyLockStatus, PyThread_acquire_lock, PyThread_acquire_lock_timed, PyThread_get_thread_ident,
+)
 
 from fastplug.errors import RemoteProtocolError
+from fastplug.protocols._reading import YIELD_S as _YIELD_S
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
 
-cdef extern from "pythread.h":
-    ctypedef enum PyLockStatus: PY_LOCK_FAILURE, PY_LOCK_ACQUIRED, PY_LOCK_INTR
-    int PyThread_acquire_lock(void*, int) nogil
-    PyLockStatus PyThread_acquire_lock_timed(void*, long long microseconds, int intr_flag) nogil
-    unsigned long PyThread_get_thread_ident()
-
 # The reader's turn: a call of another thread waits for the link this long at most while somebody awaits an answer on it.
 cdef int64_t READ_SLICE_NS = 1_000_000
-# Time for those who queue to take the link before the reader does again.
-YIELD_S = 50e-6
 cdef int READ_FRAMES = 64       # that a loop takes before it has a look at its other affairs
 # To start a thread takes 50 us: it stays for the next awaited call.
 READER_IDLE_S = 0.5
@@ -55,7 +50,7 @@ cdef class Told(Reading):
             if self.watched:
                 self.read_slice()
                 if self.queued or self.waiting or self.asked_for:
-                    time.sleep(YIELD_S)
+                    time.sleep(_YIELD_S)
                 continue
             self.wanted.clear()
             if not self.wanted.wait(READER_IDLE_S) and not self.watched and not self.finished:

@@ -6,6 +6,22 @@ from fastplug._wire cimport FrameHeader, MethodCodec
 from fastplug.protocols._session cimport Session
 from fastplug.protocols._streams cimport Incoming, Outgoing
 
+# For all that is built on a Turn.
+cdef extern from "pythread.h":
+    ctypedef enum PyLockStatus: PY_LOCK_FAILURE, PY_LOCK_ACQUIRED, PY_LOCK_INTR
+    void* PyThread_allocate_lock()
+    void PyThread_free_lock(void*)
+    int PyThread_acquire_lock(void*, int) nogil
+    PyLockStatus PyThread_acquire_lock_timed(void*, long long microseconds, int intr_flag) nogil
+    void PyThread_release_lock(void*)
+    unsigned long PyThread_get_thread_ident()
+
+cdef enum:
+    # A thread that queues for a handle looks up this often: a lock wait on a thread that is not the main one is not interrupted by signals.
+    QUEUE_SLICE_US = 100_000
+    # A thread that others wait for asks for the link this often: its holder sets its flag and then sleeps, which is not atomic.
+    ASK_SLICE_US = 5_000
+
 
 cdef enum State:
     PENDING = 0

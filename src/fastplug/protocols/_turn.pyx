@@ -15,19 +15,6 @@ from fastplug.errors import Closed, DeadlineExceeded, LocalProtocolError, Remote
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
 
-cdef extern from "pythread.h":
-    ctypedef enum PyLockStatus: PY_LOCK_FAILURE, PY_LOCK_ACQUIRED, PY_LOCK_INTR
-    void* PyThread_allocate_lock()
-    void PyThread_free_lock(void*)
-    int PyThread_acquire_lock(void*, int) nogil
-    PyLockStatus PyThread_acquire_lock_timed(void*, long long microseconds, int intr_flag) nogil
-    void PyThread_release_lock(void*)
-    unsigned long PyThread_get_thread_ident()
-
-# A thread that queues for a handle looks up this often: a lock wait on a thread that is not the main one is not interrupted by signals.
-cdef long long QUEUE_SLICE_US = 100_000
-# A thread that others wait for asks for the link this often: its holder sets its flag and then sleeps, which is not atomic.
-cdef long long ASK_SLICE_US = 5_000
 # Who was asked does not take the link again before the one that asked has had it, or has not come for so long.
 cdef double LET_PASS_S = 0.01
 
@@ -312,8 +299,7 @@ cdef class Turn(Session):
     cdef int rouse(self, Pending call) except -1:
         """Any thread: whoever waits for that call looks at it again; over a socket within a slice."""
         if call in self.waiting:
-            if call.waiter.locked():
-                call.waiter.release()
+            call.wake()
         elif self.owner and self.link is not None:
             self.link.stir()
         return 0

@@ -88,7 +88,7 @@ cdef class Lane(Link):
         theirs: the peer's, attached.
         slice_ns: longest single sleep.
         first: the connection's first lane, when this is a further one.
-        patience: of its Placement.
+        patience: of the connection's Placement, which its first lane makes.
 
     Raises:
         RemoteProtocolError: the peer's segment is no lane of this version.

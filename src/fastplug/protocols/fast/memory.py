@@ -180,7 +180,7 @@ class SharedMemory:
         further = fds[1:]
         with _closed_on_error(further):
             (theirs,) = _attached(body, fds[:1], {"bytes": 1 << 30})
-            lane = _lane.Lane(mine, theirs, self._slice_ns, self.lane, self._patience)
+            lane = _lane.Lane(mine, theirs, self._slice_ns, self.lane)
         self._take_eventfd(lane, body, further)
         port = ArenaPort(self.arena, self.ledger, self.borrowed, lane, self._strict)
         if self.port is not None:
