@@ -26,6 +26,7 @@ from tests.plugins.stay_api import Stay
 
 import fastplug
 from fastplug import SecureConfig, UnixSocketConfig
+from fastplug.process.family import marked
 
 COMMAND = [sys.executable, "-m", "tests.plugins.stay_plugin"]
 SCRIPT = Path(__file__).parents[1] / "plugins" / "stay_plugin.py"
@@ -314,6 +315,18 @@ def test_an_orphan_ends_with_a_host_that_is_killed() -> None:
             assert alive(pidfd)
             host.communicate(b"x", timeout=WATCHDOG_S)
             assert gone(pidfd)
+
+
+def test_a_process_in_the_middle_of_exec_is_found_by_its_mark(tmp_path: Path) -> None:
+    """It has no environment at that moment. This one is there most of the time."""
+    again = tmp_path / "again"
+    again.write_text('#!/bin/sh\nexec "$0"\n')
+    again.chmod(0o700)
+    with subprocess.Popen([again], env={"MARK": "of this test"}) as process:
+        try:
+            assert all(process.pid in marked([b"MARK=of this test"]) for _ in range(100))
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("transport", ["shm", "grpc"])

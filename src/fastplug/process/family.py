@@ -13,6 +13,7 @@ Imports only what a bare interpreter has loaded anyway: the warden, which has to
 from __future__ import annotations
 
 import os
+import time
 
 TYPE_CHECKING = False  # as typing.TYPE_CHECKING
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ __all__ = ["family", "kill_family", "marked", "processes"]
 # A process may fork between the reading of /proc and the signal. What is stopped cannot fork, so a few rounds of
 # "read, stop what is new" find everything; the limit is for a fork bomb, which loses what the last round found.
 FREEZE_ROUNDS = 6
+# In the middle of exec a process has no environment, and its parent goes on already: descriptors are closed before (Linux, begin_new_exec). It is
+# looked at again, so often and after so long: a program on a slow disk may take some milliseconds to be mapped.
+EXEC_LOOKS = 10
+EXEC_LOOK_S = 0.002
 
 
 def processes() -> dict[int, tuple[int, int, int]]:
@@ -62,20 +67,38 @@ def family(leaders: set[int], living: dict[int, tuple[int, int, int]]) -> set[in
 
 def marked(marks: Collection[bytes]) -> set[int]:
     """The processes with one of ``marks`` in the environment they were started with, as far as this user may see it."""
-    if not marks:
-        return set()
-    found = set()
-    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():  # noqa: PTH112
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/environ", "rb", buffering=0) as file:
-                environment = file.read()
-        except OSError:  # it ended meanwhile, or is another user's
-            continue
-        if any(mark in environment for mark in marks):
-            found.add(int(name))
+    found: set[int] = set()
+    names = [name for name in os.listdir("/proc") if name.isdigit()] if marks and os.path.isdir("/proc") else []  # noqa: PTH112, PTH208
+    for _ in range(EXEC_LOOKS):
+        starting = []
+        for name in names:
+            environment = _environment(name)
+            if any(mark in environment for mark in marks):
+                found.add(int(name))
+            elif not environment and (_in_exec(name) or _environment(name)):
+                starting.append(name)
+        if not starting:
+            break
+        names = starting
+        time.sleep(EXEC_LOOK_S)
     return found
+
+
+def _environment(name: str) -> bytes:
+    try:
+        with open(f"/proc/{name}/environ", "rb", buffering=0) as file:
+            return file.read()
+    except OSError:  # it ended meanwhile, or is another user's
+        return b""
+
+
+def _in_exec(name: str) -> bool:
+    """Whether this process has a program, which a kernel thread has not, but no arguments yet, which is earlier than its environment."""
+    try:
+        with open(f"/proc/{name}/cmdline", "rb", buffering=0) as file:
+            return not file.read(1) and bool(os.readlink(f"/proc/{name}/exe"))  # noqa: PTH115
+    except OSError:
+        return False
 
 
 def kill_family(leaders: set[int], marks: Collection[bytes] = ()) -> None:
