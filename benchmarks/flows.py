@@ -34,6 +34,7 @@ IN_FLIGHT = 64
 ELEMENTS = 131_072  # 1 MiB of float64
 BLOCKS = 6  # that a stream of copied arrays goes round: 4 MiB under way, one that is written and one that is read
 PAYLOAD = b"x" * 64
+BUFFER_BYTES = 1 << 16
 
 Floats = npt.NDArray[np.float64]
 Cell = tuple[str, int, Callable[[], None]]  # what is shown, items, a run
@@ -79,24 +80,50 @@ def _answer(sock: socket.socket) -> None:
         sock.sendall(data)
 
 
+def _one_by_one(sock: socket.socket) -> None:
+    """64 under way, a system call for each message: what a single call does, without waiting for the answer."""
+    for n in range(SOCKET_CALLS):
+        if n >= IN_FLIGHT:
+            sock.recv(len(PAYLOAD), socket.MSG_WAITALL)
+        sock.sendall(PAYLOAD)
+    for _ in range(IN_FLIGHT):
+        sock.recv(len(PAYLOAD), socket.MSG_WAITALL)
+
+
+def _answer_together(sock: socket.socket) -> None:
+    """Takes what has come, each message by itself, and answers with one system call."""
+    rest = b""
+    while data := sock.recv(BUFFER_BYTES):
+        data = rest + data
+        whole = len(data) - len(data) % len(PAYLOAD)
+        sock.sendall(b"".join([data[at : at + len(PAYLOAD)] for at in range(0, whole, len(PAYLOAD))]))
+        rest = data[whole:]
+
+
+def _together(sock: socket.socket) -> None:
+    """64 under way, as many as possible with each system call."""
+    sent = got = 0
+    rest = b""
+    while got < SOCKET_CALLS:
+        free = min(IN_FLIGHT - (sent - got), SOCKET_CALLS - sent)
+        if free:
+            sock.sendall(b"".join([PAYLOAD] * free))
+            sent += free
+        data = rest + sock.recv(BUFFER_BYTES)
+        whole = len(data) - len(data) % len(PAYLOAD)
+        got += len([data[at : at + len(PAYLOAD)] for at in range(0, whole, len(PAYLOAD))])
+        rest = data[whole:]
+
+
 @contextmanager
-def plain_socket() -> Iterator[Callable[[], None]]:
-    """SOCKET_CALLS echoes of 64 bytes over a Unix socket in plain Python, 64 under way."""
+def plain_socket(answer: Callable[[socket.socket], None], calls: Callable[[socket.socket], None]) -> Iterator[Callable[[], None]]:
+    """SOCKET_CALLS echoes of 64 bytes over a Unix socket in plain Python, without so much as a length prefix."""
     mine, theirs = socket.socketpair()
-    child = multiprocessing.get_context("fork").Process(target=_answer, args=(theirs,), daemon=True)
+    child = multiprocessing.get_context("fork").Process(target=answer, args=(theirs,), daemon=True)
     child.start()
     theirs.close()
-
-    def run() -> None:
-        for n in range(SOCKET_CALLS):
-            if n >= IN_FLIGHT:
-                mine.recv(len(PAYLOAD), socket.MSG_WAITALL)
-            mine.sendall(PAYLOAD)
-        for _ in range(IN_FLIGHT):
-            mine.recv(len(PAYLOAD), socket.MSG_WAITALL)
-
     try:
-        yield run
+        yield lambda: calls(mine)
     finally:
         child.terminate()  # it has a copy of both ends
         child.join()
@@ -109,7 +136,7 @@ def each(items: Iterable[Any]) -> None:
         pass
 
 
-def cells(flow: Flow, client: fastplug.Client, peer: Callable[[], None]) -> Iterator[Cell]:
+def cells(flow: Flow, client: fastplug.Client, one_by_one: Callable[[], None], together: Callable[[], None]) -> Iterator[Cell]:
     """What is measured, by name. The first one is what the others are compared with."""
 
     def one_at_a_time() -> None:
@@ -133,7 +160,8 @@ def cells(flow: Flow, client: fastplug.Client, peer: Callable[[], None]) -> Iter
     here, there = np.ones(ELEMENTS), [np.ones(ELEMENTS) for _ in range(BLOCKS)]
     yield "one at a time, 64 B", CALLS, one_at_a_time
     yield "64 under way (map)", CALLS, lambda: each(fastplug.map(flow.echo, [PAYLOAD] * CALLS, in_flight=IN_FLIGHT))
-    yield "64 under way, a plain socket", SOCKET_CALLS, peer
+    yield "64 under way, a plain socket", SOCKET_CALLS, one_by_one
+    yield "the same, many a system call", SOCKET_CALLS, together
     yield "stream of int", CALLS, lambda: each(flow.count(CALLS))
     yield "1 MiB born shared, to the host", ARRAYS, lambda: each(flow.born(ARRAYS))
     yield "1 MiB born shared, to the plugin", ARRAYS, lambda: each([flow.taken(born())])
@@ -179,15 +207,21 @@ def main() -> None:
     options = parser.parse_args()
     env = {"PYTHONPATH": f"{machine.ROOT}:{machine.ROOT / 'src'}"}
     command = [sys.executable, "-m", "fastplug.entry", "benchmarks.flows:PlainFlow"]
-    with plain_socket() as peer, fastplug.start(command, transport=options.transport, env=env) as client:
+    with (
+        plain_socket(_answer, _one_by_one) as one_by_one,
+        plain_socket(_answer_together, _together) as together,
+        fastplug.start(command, transport=options.transport, env=env) as client,
+    ):
         flow: Flow = client.dispense(Flow)
-        found = measured(list(cells(flow, client, peer)))
+        found = measured(list(cells(flow, client, one_by_one, together)))
         first = next(iter(found.values()))
         for name, rounds in found.items():
             ratio = median(one / other for one, other in zip(first, rounds, strict=True))
             print(f"{name:34}{median(rounds):8.2f} us, {ratio:5.1f} in the time of a single call")
-        many, plain = found["64 under way (map)"], found["64 under way, a plain socket"]
-        print(f"{'map beside the plain socket':34}{median(b / a for a, b in zip(many, plain, strict=True)):8.1f} times as many")
+        many = found["64 under way (map)"]
+        for label, name in (("the plain socket", "64 under way, a plain socket"), ("many a system call", "the same, many a system call")):
+            ratio = median(b / a for a, b in zip(many, found[name], strict=True))
+            print(f"{'map beside ' + label:34}{ratio:8.1f} times as many")
         callbacks(flow, client.pid, options.callbacks)
 
 

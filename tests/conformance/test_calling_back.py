@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.conformance.conftest import started
+from tests.conformance.conftest import Gate, started
 from tests.plugins.flows_api import Flows
 from tests.plugins.flows_plugin import WORKERS, PlainFlows, serve_with_workers
 
@@ -163,3 +163,28 @@ def test_each_kind_and_all_at_once(flows: Flows, transport: str, rounds: int) ->
     for job in kinds:
         job(flows, 1)
     at_once(flows, kinds, rounds_over(transport, rounds))
+
+
+@pytest.mark.transports("shm", "socket")
+def test_an_answer_that_was_made_within_a_handler_is_not_held_back_by_it(flows: Flows, gate: Gate) -> None:
+    """The plugin may publish answers together, but not when it does not know how long until the next one."""
+    assert list(fastplug.map(flows.double, range(1000))) == list(range(0, 2000, 2))  # now it knows that double() is quick
+    calls: list[fastplug.Call[int]] = []
+
+    def tell(n: int) -> int:
+        calls.extend(fastplug.submit(flows.double, i) for i in range(8))  # with the answer behind them
+        return n + 1
+
+    def open_the_gate() -> None:
+        gate.wait_entered()
+        try:
+            found.extend(call.result(SOON_S / 3) for call in calls)
+        finally:
+            gate.open()
+
+    found: list[int] = []
+    opener = threading.Thread(target=open_the_gate)
+    opener.start()
+    assert flows.tell_and_wait(tell, gate.path) == 1
+    opener.join(SOON_S)
+    assert found == list(range(0, 16, 2))

@@ -83,6 +83,11 @@ class PlainFlows(Flows):
     def each(self, n: int, tell: Callable[[int], int]) -> int:
         return sum(tell(i) for i in range(n))
 
+    def tell_and_wait(self, tell: Callable[[int], int], folder: str) -> int:
+        told = tell(0)
+        pass_gate(folder)
+        return told
+
     def maybe(self, tell: Callable[[int], None] | None = None) -> bool:
         if tell is not None:
             tell(1)

@@ -15,7 +15,7 @@ cdef enum Phase:        # of a plain request
 @cython.final
 cdef class Server(Activity):
     # One connection's serving side: runs handlers one after another on the thread that calls run().
-    cdef list interfaces                # index -> list of Served
+    cdef tuple interfaces               # index -> tuple of Served
     cdef PluginReferences references
     cdef object ready                   # Activations whose handler has not been run: a deque
     cdef bint kept                      # there may be some
@@ -32,13 +32,18 @@ cdef class Server(Activity):
     cdef dict below                     # call -> Context, of plain calls that wait while others run on top of them
     cdef dict cancelled                 # call -> None, in order of arrival: cancelled before their handlers began
     cdef int awaited                    # handlers on the stack whose callers wait on this lane
-    cdef int batched                    # answers that may wait to be published, of methods that are quick
-    cdef int64_t batch_began            # when the handler of the first of them did
+    cdef int batched                    # frames of this batch, but for handlers that are not known to be quick and what was before them
+    cdef int64_t batch_began            # when the first of them began; 0: not of interest
     cdef bint runnable(self) except -1  # step() would not wait
     cdef object own_context(self)
     cdef tuple suspend(self)
     cdef int resume(self, tuple outer) except -1
-    cdef bint came(self, uint64_t call) except -1
+    cdef inline bint came(self, uint64_t call) except -1:
+        # A call has: whether its cancellation was here before it. One that comes from now on finds it in `active`, or running.
+        if call > self.last:
+            self.last = call
+        return len(self.cancelled) > 0 and self.given_up(call)
+    cdef bint given_up(self, uint64_t call) except -1
     cdef int take(self, FrameHeader* header) except -1
     cdef Py_ssize_t next_kept(self) except -2
     cdef int go_on(self) except -1
@@ -48,7 +53,8 @@ cdef class Server(Activity):
     cdef object unbuilt(self, FrameHeader* header, object error)
     cdef int left(self, tuple outer) except -1
     cdef bint open_batch(self, Served served) except -1
-    cdef int close_batch(self, Served served, bint lazy) except -1
+    cdef int judge(self, Served served) except -1
+    cdef int judge_again(self) except -1
     cdef int run_one(self, Activation call) except -1
     cdef int launch(self, Activation call) except -1
     cdef int answer(self, FrameHeader* header, int kind) except -1

@@ -10,6 +10,7 @@ import contextvars
 import functools
 
 from cpython.object cimport PyObject
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 from libc.string cimport memset
 
@@ -44,7 +45,7 @@ cdef int64_t RELEASE_SLICE_NS = 500_000_000
 # A handler is quick when it takes less than this; after so many quick runs in a row its answer may wait for the next ones to be published.
 cdef int64_t QUICK_NS = 10_000
 cdef int QUICK_RUNS = 64
-cdef int BATCH_ANSWERS = 16
+cdef int BATCH_ANSWERS = 32
 
 # The port of the connection whose handler runs on this thread, or in this task: fastplug.empty() makes its arrays there.
 _serving = contextvars.ContextVar("fastplug.serving", default=None)
@@ -62,7 +63,7 @@ cdef class Server(Activity):
 
     def __init__(self, Link link not None, ArrayPort port not None, interfaces, Server first=None):
         Activity.__init__(self, link, port, None if first is None else first.line)
-        self.interfaces = [[Served(codec, handler) for codec, handler in methods] for methods in interfaces]
+        self.interfaces = tuple([tuple([Served(codec, handler) for codec, handler in methods]) for methods in interfaces])
         self.references = PluginReferences.__new__(PluginReferences)
         self.references.server = self
         self.dec.references = self.references
@@ -144,10 +145,8 @@ cdef class Server(Activity):
         cdef Activation known = self.active.get(call)
         return "" if known is None or known.task is None else known.task.stack()
 
-    cdef bint came(self, uint64_t call) except -1:
-        """A call has: whether its cancellation was here before it. One that comes from now on finds it in ``active``, or running."""
-        self.last = max(self.last, call)
-        return bool(self.cancelled) and self.cancelled.pop(call, self) is None
+    cdef bint given_up(self, uint64_t call) except -1:
+        return self.cancelled.pop(call, self) is None
 
     cdef tuple enter(self, Activation call):
         """This call's handler or generator runs from now on: what ran before, for leave()."""
@@ -214,13 +213,17 @@ cdef class Server(Activity):
         return -1
 
     cdef int go_on(self) except -1:
-        """The frames behind one, up to a batch: all else comes after frames, but for what is in ``ready``."""
+        """The frames behind one, up to a batch: all else comes after frames, but for what is in ``ready``. The clock is read for them together."""
         cdef FrameHeader header
         cdef int frames
+        self.batch_began, self.batched = fp_now_ns(), 0
         for frames in range(1, BATCH_ANSWERS):
             if not self.more or self.kept or not self.link.receive(&header, self.dec, 1):       # 1: a time in the past
-                return 0
+                break
+            self.batched += 1
             self.take(&header)
+        if self.batch_began and fp_now_ns() - self.batch_began > QUICK_NS * self.batched:
+            self.judge_again()
         return 0
 
     cdef int absorb(self, FrameHeader* header) except -1:
@@ -246,11 +249,11 @@ cdef class Server(Activity):
         return self.run_one(self.request(header))
 
     cdef Served served(self, FrameHeader* header):
-        cdef list methods
-        if header.interface < len(self.interfaces):
-            methods = <list>self.interfaces[header.interface]
-            if header.method < len(methods):
-                return <Served>methods[header.method]
+        cdef PyObject* methods
+        if header.interface < PyTuple_GET_SIZE(self.interfaces):
+            methods = PyTuple_GET_ITEM(self.interfaces, header.interface)
+            if header.method < PyTuple_GET_SIZE(<tuple>methods):
+                return <Served>PyTuple_GET_ITEM(<tuple>methods, header.method)
         raise RemoteProtocolError(f"the host called method {header.method} of interface {header.interface}; there is none")
 
     cdef Activation request(self, FrameHeader* header):
@@ -331,11 +334,11 @@ cdef class Server(Activity):
                 raise codec.located(error)
             self.pack_error(self.unbuilt(header, error) if phase == DECODING else error)
             self.answer(header, FRAME_ERROR)
-            return self.close_batch(served, False)
-        self.link.lazy = lazy
-        self.answer(header, FRAME_REPLY)
-        self.link.lazy = False
-        return self.close_batch(served, lazy)
+        else:
+            self.link.lazy = lazy
+            self.answer(header, FRAME_REPLY)
+            self.link.lazy = False
+        return 0 if served.quick >= QUICK_RUNS else self.judge(served)
 
     cdef object unbuilt(self, FrameHeader* header, object error):
         """A constructor refused an argument: as if the handler had raised it, since the caller chose the values."""
@@ -354,31 +357,28 @@ cdef class Server(Activity):
     # -- answers that are published together
 
     cdef bint open_batch(self, Served served) except -1:
-        """Before a handler: whether its answer may wait for the next one's. The clock is read for a batch, not for each call."""
-        cdef bint more = self.link.has_frame()
-        self.more = more
-        if served.quick < QUICK_RUNS:
-            self.link.flush()           # it may take long: what was answered before does not wait for it
-            self.batched = 0
-            self.batch_began = fp_now_ns() if more else 0
-            return False
-        if more and not self.batched:
-            self.batch_began = fp_now_ns()
-        return more
+        """Before a handler: whether its answer may wait for the next one's. Not in the middle of another handler, which may take long."""
+        self.more = self.link.has_frame()
+        if served.quick >= QUICK_RUNS:
+            return self.more and not self.depth
+        self.link.flush()               # this one may: what was answered before does not wait for it
+        self.batch_began = fp_now_ns() if self.more else 0
+        return False
 
-    cdef int close_batch(self, Served served, bint lazy) except -1:
-        if served.quick < QUICK_RUNS:
-            if self.batch_began:
-                served.quick = served.quick + 1 if fp_now_ns() - self.batch_began < QUICK_NS else 0
-            return 0
-        self.batched += lazy
-        if not self.batched or lazy and self.batched < BATCH_ANSWERS:
-            return 0
-        if fp_now_ns() - self.batch_began > QUICK_NS * self.batched:
-            for methods in self.interfaces:         # one of them has turned slow: each shows again that it is not
-                for served in methods:
-                    served.quick = 0
-        self.batched = 0
+    cdef int judge(self, Served served) except -1:
+        """After a handler that is not known to be quick."""
+        cdef int64_t now
+        if self.batch_began:            # else nothing came meanwhile, which a caller of one at a time should not pay two looks at the clock for
+            now = fp_now_ns()
+            served.quick = served.quick + 1 if now - self.batch_began < QUICK_NS else 0
+            self.batch_began, self.batched = now, 0
+        return 0
+
+    cdef int judge_again(self) except -1:
+        """One that was quick has turned slow: each shows again that it is not."""
+        for methods in self.interfaces:
+            for served in methods:
+                (<Served>served).quick = 0
         return 0
 
     cdef int run_one(self, Activation call) except -1:

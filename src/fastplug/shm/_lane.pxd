@@ -11,7 +11,7 @@ from fastplug.shm._rings cimport fp_lane
 from fastplug.shm._segment cimport Segment
 
 cdef enum:
-    STAGE_BYTES = 4096                  # 16 answers of 200 bytes; whatever is larger goes to the ring itself
+    STAGE_BYTES = 8192                  # 32 answers of 200 bytes; whatever is larger goes to the ring itself
 
 
 @cython.final
@@ -32,6 +32,7 @@ cdef class Lane(Link):
     cdef uint64_t tail                  # written to the out ring
     cdef uint64_t head                  # consumed from the in ring
     cdef uint64_t told_head             # what our shared head says
+    cdef uint64_t fetched               # as far as lines of the in ring were asked for ahead of their use; behind head: none
     cdef bint decoding                  # the frame taken last names blocks, and its leases are not taken yet: head stays in front of it
     cdef uint64_t their_head            # what their shared head said when it was last looked at
     cdef int32_t gone
@@ -57,6 +58,7 @@ cdef class Lane(Link):
     cdef int _settle_holds(self) except -1
     cdef uint64_t _inbound(self) except? 0xFFFFFFFFFFFFFFFF
     cdef int _lost_tail(self, uint64_t published) except -1
+    cdef void _read_ahead(self, uint64_t published) noexcept
     cdef int _cut_off(self, uint32_t size, uint64_t published) except -1
     cdef int _bad_pad(self, uint64_t need, uint64_t index) except -1
     cdef int _take(self, FrameHeader* header, Decoder dec) except -1
