@@ -32,8 +32,7 @@ cdef class Server(Activity):
     cdef dict below                     # call -> Context, of plain calls that wait while others run on top of them
     cdef dict cancelled                 # call -> None, in order of arrival: cancelled before their handlers began
     cdef int awaited                    # handlers on the stack whose callers wait on this lane
-    cdef int batched                    # frames of this batch, but for handlers that are not known to be quick and what was before them
-    cdef int64_t batch_began            # when the first of them began; 0: not of interest
+    cdef int64_t run_began              # when a handler that is not known to be quick did; 0: not of interest
     cdef bint runnable(self) except -1  # step() would not wait
     cdef object own_context(self)
     cdef tuple suspend(self)
@@ -54,7 +53,7 @@ cdef class Server(Activity):
     cdef int left(self, tuple outer) except -1
     cdef bint open_batch(self, Served served) except -1
     cdef int judge(self, Served served) except -1
-    cdef int judge_again(self) except -1
+    cdef int doubt(self) except -1
     cdef int run_one(self, Activation call) except -1
     cdef int launch(self, Activation call) except -1
     cdef int answer(self, FrameHeader* header, int kind) except -1

@@ -29,6 +29,7 @@ from fastplug.protocols._callbacks import SERVING
 
 cdef extern from "_atomics.h" nogil:
     int64_t fp_now_ns()
+    int64_t fp_tick_ns()
     void fp_point(const char*)
     enum: FP_DEBUG
 
@@ -46,6 +47,9 @@ cdef int64_t RELEASE_SLICE_NS = 500_000_000
 cdef int64_t QUICK_NS = 10_000
 cdef int QUICK_RUNS = 64
 cdef int BATCH_ANSWERS = 32
+# From then on the tick is looked at, after so many: when it has changed, which a quick one, too, sees now and then, so many runs show what it was.
+cdef int TICK_FRAMES = 4
+cdef int DOUBTED_RUNS = 8
 
 # The port of the connection whose handler runs on this thread, or in this task: fastplug.empty() makes its arrays there.
 _serving = contextvars.ContextVar("fastplug.serving", default=None)
@@ -213,18 +217,17 @@ cdef class Server(Activity):
         return -1
 
     cdef int go_on(self) except -1:
-        """The frames behind one, up to a batch: all else comes after frames, but for what is in ``ready``. The clock is read for them together."""
+        """The frames behind one, up to a batch: all else comes after frames, but for what is in ``ready``."""
         cdef FrameHeader header
         cdef int frames
-        self.batch_began, self.batched = fp_now_ns(), 0
+        cdef int64_t tick = fp_tick_ns()
         for frames in range(1, BATCH_ANSWERS):
             if not self.more or self.kept or not self.link.receive(&header, self.dec, 1):       # 1: a time in the past
                 break
-            self.batched += 1
             self.take(&header)
-        if self.batch_began and fp_now_ns() - self.batch_began > QUICK_NS * self.batched:
-            self.judge_again()
-        return 0
+            if frames % TICK_FRAMES == 0 and fp_tick_ns() != tick:
+                break
+        return self.doubt() if fp_tick_ns() != tick else 0
 
     cdef int absorb(self, FrameHeader* header) except -1:
         """While there is no room to send, or not for any handler: takes a frame in, and runs nothing."""
@@ -362,24 +365,21 @@ cdef class Server(Activity):
         if served.quick >= QUICK_RUNS:
             return self.more and not self.depth
         self.link.flush()               # this one may: what was answered before does not wait for it
-        self.batch_began = fp_now_ns() if self.more else 0
+        self.run_began = fp_now_ns() if self.more else 0
         return False
 
     cdef int judge(self, Served served) except -1:
-        """After a handler that is not known to be quick."""
-        cdef int64_t now
-        if self.batch_began:            # else nothing came meanwhile, which a caller of one at a time should not pay two looks at the clock for
-            now = fp_now_ns()
-            served.quick = served.quick + 1 if now - self.batch_began < QUICK_NS else 0
-            self.batch_began, self.batched = now, 0
+        """After a handler that is not known to be quick. The clock is not looked at for who calls one at a time."""
+        if self.run_began:
+            served.quick = served.quick + 1 if fp_now_ns() - self.run_began < QUICK_NS else 0
         return 0
 
-    cdef int judge_again(self) except -1:
-        """One that was quick has turned slow: each shows again that it is not."""
+    cdef int doubt(self) except -1:
+        """One that was quick may have turned slow: nothing waits any longer, and each shows again that it is."""
         for methods in self.interfaces:
             for served in methods:
-                (<Served>served).quick = 0
-        return 0
+                (<Served>served).quick = min((<Served>served).quick, QUICK_RUNS - DOUBTED_RUNS)
+        return self.link.flush()
 
     cdef int run_one(self, Activation call) except -1:
         if call.asynchronous:

@@ -41,7 +41,6 @@ cdef extern from "_atomics.h" nogil:
     void fp_stir(int32_t*)
     int fp_was_stirred(int32_t*)
     void fp_prefetch(const void*)
-    void fp_stream(void*, const void*, uint64_t)
     void fp_prefetch_for_writing(const void*)
     void fp_point(const char*)
     enum: FP_ASLEEP, FP_DEBUG
@@ -173,11 +172,13 @@ cdef class Lane(Link):
 
     cdef void _unstage(self) noexcept:
         """What is staged goes to its place in the ring: the last bytes before the tail, never over the ring's end."""
-        cdef unsigned char* place = self.out_ring + (self.tail - self.staged & (self.out_bytes - 1))
-        if self.unpublished >= LAZY_FRAMES:     # else the peer waits for them, and takes them sooner out of this CPU's cache
-            fp_stream(place, self.stage, self.staged)
-        else:
-            memcpy(place, self.stage, self.staged)
+        cdef uint64_t offset
+        memcpy(self.out_ring + (self.tail - self.staged & (self.out_bytes - 1)), self.stage, self.staged)
+        if self.unpublished >= LAZY_FRAMES:
+            # The lines of the next batch, which will be as large, come from the peer's cache while this side works for it. With each store waiting
+            # for its line, 64 calls under way take 15 % longer each; stores past the caches, which do not wait, 3 to 10 %: the peer reads from memory.
+            for offset in range(0, self.staged, 64):
+                fp_prefetch_for_writing(self.out_ring + (self.tail + offset & (self.out_bytes - 1)))
         self.staged = 0
 
     cdef int send_encoded(self, FrameHeader* header, Encoder enc, int64_t until_ns) except -1:
