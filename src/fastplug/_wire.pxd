@@ -31,6 +31,8 @@ cdef enum FrameKind:
     FRAME_RETURN = 10
     FRAME_RAISE = 11
     FRAME_RELEASE = 12      # the plugin has dropped callbacks
+    FRAME_REQUESTS = 13     # several requests for one method, and several results, in one frame
+    FRAME_REPLIES = 14
     FRAME_PAD = 0xFFFF      # skip to the start of the ring; never leaves a lane
 
 cdef enum FrameFlag:
@@ -56,13 +58,20 @@ cdef inline int unknown_flags(const FrameHeader* header) noexcept:
 cdef int bad_header(const FrameHeader* header) except -1
 cdef inline int check_header(const FrameHeader* header) except -1:
     # RemoteProtocolError; PAD is the business of a lane.
-    if not FRAME_REQUEST <= header.kind <= FRAME_RELEASE or header.size > MESSAGE_MAX or header.remaining_ns < 0:
+    if not FRAME_REQUEST <= header.kind <= FRAME_REPLIES or header.size > MESSAGE_MAX or header.remaining_ns < 0:
         return bad_header(header)
     return bad_header(header) if unknown_flags(header) else 0
 
 
 cdef int put_metadata(Encoder enc, bytes packed) except -1     # a dict of str, encoded already (contexts.METADATA)
 cdef dict get_metadata(Decoder dec)                             # RemoteProtocolError
+
+
+cdef enum:
+    PACKED_MAX = 32                     # calls of one frame: half of what a map has under way, the peer works on the other half
+    PACKED_BYTES = 8 << 10              # that they and their results take; what is larger travels by itself
+
+cdef int count_packed(const FrameHeader* header, Decoder dec) except -1      # how many a frame has: RemoteProtocolError unless 1..PACKED_MAX
 
 
 cdef enum:
@@ -96,6 +105,7 @@ cdef class MethodCodec:
     cdef readonly Codec fed             # of the stream that it takes, or None
     cdef readonly bint callback         # the host runs it
     cdef readonly bint has_references   # a stream or a callback is among its parameters and its result
+    cdef readonly bint packs            # its calls may share a frame: to decode them runs no code of anybody's, and lends nothing
     cdef int encode_arguments(self, Encoder enc, tuple args, dict kwargs) except -1     # ArgumentError
     cdef int put_arguments(self, Encoder enc, tuple args, dict kwargs, Py_ssize_t* at) except -1     # at: the parameter that is encoded
     cdef bint takes_one(self) noexcept                                                  # put_only: its value, not in a tuple
@@ -103,7 +113,7 @@ cdef class MethodCodec:
     cdef object refused(self, tuple args, dict kwargs, Py_ssize_t at, Exception error)  # the error to raise for one that put_arguments raised
     cdef bint fits(self, tuple args, dict kwargs) noexcept                              # all by position, nothing left out
     cdef tuple bound(self, tuple args, dict kwargs)
-    cdef tuple decode_arguments(self, Decoder dec)                                      # RemoteProtocolError
+    cdef tuple decode_arguments(self, Decoder dec, bint last=*)                         # RemoteProtocolError, also if more follows the last ones
     cdef Py_ssize_t surplus(self, Decoder dec, Py_ssize_t count) except -1              # only raises
     cdef inline Py_ssize_t count_of(self, Decoder dec) except -1:
         # How many arguments the request has.
@@ -111,7 +121,7 @@ cdef class MethodCodec:
         memcpy(&count, dec.need(2), 2)
         return count if count <= PyTuple_GET_SIZE(self.codecs) else self.surplus(dec, count)
     cdef object default_of(self, Decoder dec, Py_ssize_t i)                             # for one that it has not
-    cdef int decode_values(self, Decoder dec, Values* values) except -1                 # also what it came to before it raised
+    cdef int decode_values(self, Decoder dec, Values* values, bint last) except -1      # also what it came to before it raised
     cdef object call(self, object function, tuple values)                              # what function raises
     # The same of decode_values. owner: the object whose method it is, when function is what is under the bound method; or NULL.
     cdef object call_values(self, object function, PyObject* owner, Values* values)

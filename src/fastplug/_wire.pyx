@@ -15,7 +15,7 @@ from collections import namedtuple
 
 from fastplug import _wire_words as words
 from fastplug._wire_buffer import live
-from fastplug._wire_containers import compile_node, has_arrays
+from fastplug._wire_containers import compile_node, has_arrays, packs
 from fastplug._wire_errors import pack_error, unpack_error
 from fastplug._wire_words import Unfit
 from fastplug.annotation import MISSING, Kind, TypeNode, has_references
@@ -66,6 +66,7 @@ cdef class MethodCodec:
             if parameter.node.kind is Kind.STREAM:
                 self.fed = compile_node(parameter.node.args[0])
         self.has_references = any([has_references(node) for node in (method.returns, *[parameter.node for parameter in parameters])])
+        self.packs = len(self.codecs) <= VALUES_MAX and all([packs(codec) for codec in (self.result, *self.codecs)])
 
     def __repr__(self):
         return f"<MethodCodec {self.qualified}>"
@@ -133,13 +134,14 @@ cdef class MethodCodec:
             raise words.missing(self.qualified, [name for name in lacking if name not in self.keyword_only], lacking)
         return tuple(values[:end])
 
-    cdef tuple decode_arguments(self, Decoder dec):
+    cdef tuple decode_arguments(self, Decoder dec, bint last=True):
         cdef Py_ssize_t i, count, n = PyTuple_GET_SIZE(self.codecs)
         cdef tuple values
         try:
             count = self.count_of(dec)
             values = tuple_of(dec, self.codecs, count)
-            finish(dec)
+            if last:
+                finish(dec)
             if count < n:
                 values += tuple([self.default_of(dec, i) for i in range(count, n)])
         except RemoteProtocolError as error:
@@ -154,14 +156,15 @@ cdef class MethodCodec:
             raise broken(dec, f"no argument {self.parameters[i]!r}")
         return self.defaults[i]
 
-    cdef int decode_values(self, Decoder dec, Values* values) except -1:
+    cdef int decode_values(self, Decoder dec, Values* values, bint last) except -1:
         cdef Py_ssize_t i, count = self.count_of(dec)
         for i in range(count):
             one = (<Codec>PyTuple_GET_ITEM(self.codecs, i)).decode(dec)
             Py_INCREF(<PyObject*>one)
             values.items[i] = <PyObject*>one
             values.count = i + 1
-        finish(dec)
+        if last:
+            finish(dec)
         for i in range(count, PyTuple_GET_SIZE(self.codecs)):
             one = self.default_of(dec, i)
             Py_INCREF(<PyObject*>one)
@@ -288,8 +291,16 @@ cdef dict get_metadata(Decoder dec):
     return found
 
 
+cdef int count_packed(const FrameHeader* header, Decoder dec) except -1:
+    cdef uint16_t count
+    memcpy(&count, dec.need(sizeof(count)), sizeof(count))
+    if not 0 < count <= PACKED_MAX or header.flags or header.blocks:
+        raise broken(dec, f"{count} packed calls with flags {header.flags} and {header.blocks} blocks; 1 to {PACKED_MAX} may be, and neither of these")
+    return count
+
+
 cdef int bad_header(const FrameHeader* header) except -1:
-    if not FRAME_REQUEST <= header.kind <= FRAME_RELEASE:
+    if not FRAME_REQUEST <= header.kind <= FRAME_REPLIES:
         raise RemoteProtocolError(f"the peer sent a frame of the unknown kind {header.kind}")
     if header.size > MESSAGE_MAX:
         raise RemoteProtocolError(f"the peer sent a frame of {header.size} bytes, {MESSAGE_MAX} are allowed")

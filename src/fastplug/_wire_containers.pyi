@@ -1,7 +1,8 @@
 from fastplug._wire_buffer import Codec
 from fastplug.annotation import TypeNode
 
-__all__ = ["compile_node", "has_arrays"]
+__all__ = ["compile_node", "has_arrays", "packs"]
 
 def compile_node(node: TypeNode) -> Codec: ...
 def has_arrays(codec: Codec) -> bool: ...
+def packs(codec: Codec) -> bool: ...

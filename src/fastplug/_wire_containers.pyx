@@ -20,7 +20,7 @@ from fastplug._wire_words import Unbuilt, Unfit
 from fastplug.annotation import MISSING, Kind
 from fastplug.errors import LocalProtocolError
 
-__all__ = ["compile_node", "has_arrays"]
+__all__ = ["compile_node", "has_arrays", "packs"]
 
 cdef extern from "Python.h":
     object PyObject_Call(object function, PyObject* args, PyObject* kwargs)
@@ -359,17 +359,28 @@ cdef Codec compile_one(object node, dict memo):
 
 
 cdef frozenset ARRAY_KINDS = frozenset((int(Kind.ARRAY), int(Kind.BUFFER)))
+# Those whose decoding runs nothing but this code.
+cdef frozenset PACKED_KINDS = frozenset([int(kind) for kind in (
+    Kind.NONE, Kind.BOOL, Kind.INT, Kind.FLOAT, Kind.COMPLEX, Kind.STR, Kind.BYTES, Kind.LIST, Kind.TUPLE, Kind.SEQUENCE, Kind.DICT, Kind.OPTIONAL,
+)])
+
+
+cdef set kinds_in(Codec codec):
+    cdef set seen = set()
+    cdef list waiting = [codec]
+    while waiting:
+        one = <Codec>waiting.pop()
+        if one not in seen:
+            seen.add(one)
+            waiting.extend(one.children)
+    return {one.kind for one in seen}
 
 
 def has_arrays(Codec codec not None):
     """Whether an array may stand anywhere in a value of this codec."""
-    seen = set()
-    waiting = [codec]
-    while waiting:
-        one = <Codec>waiting.pop()
-        if one.kind in ARRAY_KINDS:
-            return True
-        if one not in seen:
-            seen.add(one)
-            waiting.extend(one.children)
-    return False
+    return not ARRAY_KINDS.isdisjoint(kinds_in(codec))
+
+
+def packs(Codec codec not None):
+    """Whether its values may share a frame with those of other calls (docs/wire.md, "Packed calls")."""
+    return kinds_in(codec) <= PACKED_KINDS

@@ -31,7 +31,7 @@ __all__ = [
     "vouch_message",
 ]
 
-FAST_VERSIONS: Final = (1, 2)
+FAST_VERSIONS: Final = (1, 2, 3)
 TRANSPORTS: Final = ("shm", "socket")
 # docs/wire.md: a longer offer is void. A real one has about 60 bytes.
 OFFER_BYTES_MAX: Final = 256

@@ -410,6 +410,7 @@ cdef class Activity(Asking):
     cdef object ask(self, Target target, tuple args, dict kwargs):
         cdef FrameHeader header
         cdef Asked asked = Asked.__new__(Asked)
+        self.let_out()
         self.sending = True
         try:
             target.encode(self.enc, args, kwargs)

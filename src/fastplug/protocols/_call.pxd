@@ -31,6 +31,8 @@ cdef class Caller(Told):
     cdef int publish(self, str what) except -1
     cdef int submit_all(self, Flight flight, Bound method, list batch, bint bare) except -1
     cdef Py_ssize_t send_batch(self, Flight flight, Bound method, list batch, Py_ssize_t at, bint bare, int64_t until) except -1
+    cdef Py_ssize_t send_packed(self, Flight flight, Bound method, list batch, Py_ssize_t at, bint bare, int64_t until) except -1
+    cdef int transmit_packed(self, Flight flight, Bound method, Py_ssize_t count, int64_t until) except -1
     cdef uint64_t begin(self, Bound method, tuple args, dict kwargs, int64_t until, int flags) except 0
     cdef uint64_t request(self, Bound method, object args, dict kwargs, bint bare, int64_t until, int flags, object metadata) except 0
     cdef object unsent(self, Bound method, tuple args, dict kwargs, object error)

@@ -9,11 +9,11 @@ import random
 
 from cpython.contextvars cimport get_value
 from libc.stdint cimport int64_t, uint16_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from fastplug._wire cimport (
-    FLAG_METADATA, FLAG_WAITS, FRAME_CANCEL, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, Codec, FrameHeader, Link, References,
-    put_metadata,
+    FLAG_METADATA, FLAG_WAITS, FRAME_CANCEL, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, FRAME_REQUESTS, PACKED_MAX, ArrayPort, Codec, FrameHeader, Link,
+    References, put_metadata,
 )
 from fastplug.protocols._callbacks cimport Registry
 from fastplug.protocols._flight cimport Flight
@@ -227,10 +227,7 @@ cdef class Caller(Told):
                 raise DeadlineExceeded(f"{method.codec.qualified}(): the deadline was over before the call; nothing was sent")
         self.next_call += 1
         self.made = self.next_call
-        header.kind = FRAME_REQUEST
-        header.call = self.made
-        header.interface = method.interface
-        header.method = method.index
+        header.kind, header.call, header.interface, header.method = FRAME_REQUEST, self.made, method.interface, method.index
         self.transmit(&header, until)
         self.calls += 1
         self.sending = False
@@ -336,6 +333,7 @@ cdef class Caller(Told):
         """Sends one request for each tuple of arguments (bare: for each value that is the only one), published together. What does not fit fails at its place."""
         cdef int64_t until = caller_until()
         cdef Py_ssize_t at = 0
+        cdef bint packs
         cdef int locked
         if not self.at_home() or self.refusal is not None:
             raise self._refused()
@@ -343,10 +341,14 @@ cdef class Caller(Told):
         try:
             if self.refusal is not None:
                 raise self._refused()
-            self.link.lazy = True
+            packs = self.packs and method.codec.packs and get_value(METADATA) is None
+            self.link.lazy = not packs
             flight.enlist(self)
             while at < len(batch):
-                at = self.send_batch(flight, method, batch, at, bare, until)
+                if packs and len(batch) - at > 1:
+                    at = self.send_packed(flight, method, batch, at, bare, until)
+                else:
+                    at = self.send_batch(flight, method, batch, at, bare, until)
             self.link.flush()
         except (EOFError, RemoteProtocolError) as error:
             raise self.failure(error, method.codec.qualified)
@@ -376,6 +378,71 @@ cdef class Caller(Told):
             flight.add_done(FAILED, failed)
             at += 1
         return at
+
+    cdef Py_ssize_t send_packed(self, Flight flight, Bound method, list batch, Py_ssize_t at, bint bare, int64_t until) except -1:
+        """Sends the requests from that one on in one frame, as many as it takes, or up to one that does not fit its parameters: which is next."""
+        cdef Py_ssize_t end, size = sizeof(uint16_t), first = at
+        cdef object failed = None
+        if self.under_way() >= self.in_flight_max:
+            self.make_room(until)
+        end = at + min(PACKED_MAX, len(batch) - at, self.in_flight_max - self.under_way())
+        self.sending, self.made, self.sent_before = True, 0, self.link.sent
+        self.enc.reset()
+        self.enc.take(size)
+        try:
+            while at < end:
+                self.argument = -1
+                if bare:
+                    method.codec.put_only(self.enc, batch[at], &self.argument)
+                else:
+                    method.codec.put_arguments(self.enc, <tuple>batch[at], None, &self.argument)
+                if self.enc.size > self.packed_bytes:
+                    break
+                size = self.enc.size
+                at += 1
+        except BaseException as error:
+            failed = self.unsent(method, (batch[at],) if bare else batch[at], None, error)
+            if not isinstance(failed, ArgumentError):
+                raise failed
+        if at > first:
+            self.enc.size = size
+            self.transmit_packed(flight, method, at - first, until)
+        self.sending = False
+        if failed is not None:
+            flight.add_done(FAILED, failed)
+            return at + 1
+        if at == first:
+            self.link.lazy = True       # each by itself: they are large
+            return self.send_batch(flight, method, batch, at, bare, until)
+        return at
+
+    cdef int transmit_packed(self, Flight flight, Bound method, Py_ssize_t count, int64_t until) except -1:
+        cdef FrameHeader header
+        cdef uint16_t calls = <uint16_t>count
+        cdef Py_ssize_t i
+        memset(&header, 0, sizeof(FrameHeader))
+        memcpy(self.enc.data, &calls, sizeof(calls))
+        self.sending = True
+        try:
+            if until:
+                header.remaining_ns = until - fp_now_ns()
+                if header.remaining_ns <= 0:
+                    raise DeadlineExceeded(f"{method.codec.qualified}(): the deadline was over before the call; nothing was sent")
+            self.made = self.next_call + 1
+            self.next_call += count
+            header.kind, header.call, header.interface, header.method = FRAME_REQUESTS, self.made, method.interface, method.index
+            self.transmit(&header, until)
+        except BaseException:
+            if self.made and self.link.sent != self.sent_before:
+                for i in range(count):
+                    self.pending[self.made + i] = None      # a part of it went out: the peer will answer it
+            raise
+        finally:
+            self.sending = False
+        self.calls += count
+        for i in range(count):
+            flight.add(self, self.made + i, until)
+        return 0
 
     cdef int open(self, Pending call, Bound method, tuple args, dict kwargs, int flags) except -1:
         if self.refusal is not None:

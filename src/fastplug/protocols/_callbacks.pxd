@@ -43,6 +43,7 @@ cdef class Asking(Session):
     # Who can bring a callback to the host.
     cdef object ask(self, Target target, tuple args, dict kwargs)
     cdef int nested(self) except -1     # a handler waits: serves a bit of what comes meanwhile
+    cdef int let_out(self) except -1    # before it does: what waits to be published with the next answers goes out
 
 
 cdef class CallbackLine(Asking):

@@ -224,6 +224,9 @@ cdef class Asking(Session):
     cdef int nested(self) except -1:
         raise LocalProtocolError(f"{type(self).__name__} does not serve")
 
+    cdef int let_out(self) except -1:
+        return 0
+
 
 cdef class CallbackLine(Asking):
     """The plugin's way to the host when no call waits there. One callback at a time; other threads queue."""
@@ -286,6 +289,7 @@ cdef class CallbackLine(Asking):
         if not self.at_home():
             raise Closed(f"this callback belongs to another process; this is process {os.getpid()}, forked from it")
         if here is not None and not here.sending:
+            here.let_out()
             return self.ask_and_serve(here, target, args, kwargs, until)
         with self.lock:
             self.request(target, args, kwargs, until)

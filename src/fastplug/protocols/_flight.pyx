@@ -128,12 +128,21 @@ cdef class Flight(Pending):
             value = (<Reading>caller).result_of(header, self.codec, place.until)
         except Exception as error:
             state, value = FAILED, (<Reading>caller).of_call(header, self.codec, error)
-        if place.number != header.call or place.caller != <PyObject*>caller or place.state != PENDING:
-            place = self.place_of(caller, header.call)      # while it was decoded others took results, and places were exchanged
+        return self.arrived(caller, place, header.call, state, value)
+
+    cdef bint claim_packed(self, Turn caller, uint64_t number) except -1:
+        cdef Place* place = self.place_of(caller, number)
+        if place == NULL:
+            return False
+        return self.arrived(caller, place, number, ANSWERED, self.codec.result.decode(caller.dec))
+
+    cdef bint arrived(self, Turn caller, Place* place, uint64_t number, int state, object value) except -1:
+        if place.number != number or place.caller != <PyObject*>caller or place.state != PENDING:
+            place = self.place_of(caller, number)       # while it was decoded others took results, and places were exchanged
         if place != NULL:
             self.settle(place, state, value)
         else:
-            caller.pending.pop(header.call, None)       # given up while its answer was decoded
+            caller.pending.pop(number, None)            # given up while its answer was decoded
             caller.update_duplex()
         return True
 

@@ -58,7 +58,8 @@ cdef class Group:
         self.hot = place
         self.at = server
         try:
-            return server.step()
+            server.step()
+            return server.link.flush()      # the next handler may be another lane's
         finally:
             self.at = before
 

@@ -35,3 +35,4 @@ cdef class Reading(Turn):
     cdef int fail_all(self, object error) except -1
     cdef object failure(self, Exception error, str method)
     cdef int _drop(self, FrameHeader* header) except -1
+    cdef int unpack(self, FrameHeader* header) except -1

@@ -10,9 +10,10 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastplug._wire cimport (
-    FLAG_SPILLED, FRAME_CALLBACK, FRAME_CLOSE, FRAME_CREDIT, FRAME_END, FRAME_ERROR, FRAME_ITEM, FRAME_RELEASE, FRAME_REPLY, FrameHeader, MethodCodec,
-    decode_error, encode_error, skip_rest, skip_value,
+    FLAG_SPILLED, FRAME_CALLBACK, FRAME_CLOSE, FRAME_CREDIT, FRAME_END, FRAME_ERROR, FRAME_ITEM, FRAME_RELEASE, FRAME_REPLIES, FRAME_REPLY, FrameHeader,
+    MethodCodec, count_packed, decode_error, encode_error, skip_rest, skip_value,
 )
+from fastplug._wire_buffer cimport finish
 from fastplug.protocols._callbacks cimport Registry, answered
 from fastplug.protocols._streams cimport WINDOW_ITEMS, Outgoing
 from fastplug.protocols._turn cimport ANSWERED, FAILED, PENDING, Pending, PyThread_acquire_lock, PyThread_get_thread_ident, Turn
@@ -219,6 +220,8 @@ cdef class Reading(Turn):
             for flight in self.flights:
                 if (<Pending>flight).claim(self, header):
                     return 0
+        if kind == FRAME_REPLIES:
+            return self.unpack(header)
         if kind == FRAME_CALLBACK:
             if len(self.asked) >= IN_FLIGHT_MAX:
                 raise RemoteProtocolError(f"the plugin asks for more than {IN_FLIGHT_MAX} callbacks at a time")
@@ -238,6 +241,25 @@ cdef class Reading(Turn):
         if found is None:
             return self._drop(header)
         return self.settle(header, <Pending>found)
+
+    cdef int unpack(self, FrameHeader* header) except -1:
+        """Several results, in the order of their calls."""
+        cdef uint64_t number = header.call
+        cdef int left = count_packed(header, self.dec)
+        while left:
+            for flight in self.flights:
+                if (<Pending>flight).claim_packed(self, number):
+                    break
+            else:
+                if self.pending.pop(number, UNKNOWN) is not None:
+                    raise RemoteProtocolError(f"a packed reply to call {number} came, which was never packed or has been answered")
+                self.update_duplex()
+                self.late += 1
+                skip_value(self.dec)
+            number += 1
+            left -= 1
+        finish(self.dec)
+        return self.link.consumed()
 
     cdef int _drop(self, FrameHeader* header) except -1:
         """A frame that nobody waits for any more: the blocks it names go back."""

@@ -3,8 +3,9 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
-from fastplug._wire cimport FrameHeader, MethodCodec
-from fastplug.protocols._activity cimport Activation, Activity, PluginReferences
+from fastplug._wire cimport Decoder, FrameHeader
+from fastplug.protocols._activity cimport Activation, PluginReferences
+from fastplug.protocols._answering cimport Answering
 from fastplug.protocols._served cimport Served
 
 
@@ -13,13 +14,11 @@ cdef enum Phase:        # of a plain request
 
 
 @cython.final
-cdef class Server(Activity):
+cdef class Server(Answering):
     # One connection's serving side: runs handlers one after another on the thread that calls run().
-    cdef tuple interfaces               # index -> tuple of Served
     cdef PluginReferences references
     cdef object ready                   # Activations whose handler has not been run: a deque
     cdef bint kept                      # there may be some
-    cdef bint more                      # a frame was there already when the last request was decoded
     cdef readonly object tasks          # the event loop of the connection
     cdef readonly uint64_t calls
     # The call whose handler runs, for contexts and cancellation. A context is made when the handler, or a cancellation, asks for one.
@@ -32,7 +31,6 @@ cdef class Server(Activity):
     cdef dict below                     # call -> Context, of plain calls that wait while others run on top of them
     cdef dict cancelled                 # call -> None, in order of arrival: cancelled before their handlers began
     cdef int awaited                    # handlers on the stack whose callers wait on this lane
-    cdef int64_t run_began              # when a handler that is not known to be quick did; 0: not of interest
     cdef bint runnable(self) except -1  # step() would not wait
     cdef object own_context(self)
     cdef tuple suspend(self)
@@ -47,13 +45,13 @@ cdef class Server(Activity):
     cdef Py_ssize_t next_kept(self) except -2
     cdef int go_on(self) except -1
     cdef Served served(self, FrameHeader* header)
-    cdef Activation request(self, FrameHeader* header)
-    cdef int plain(self, FrameHeader* header, Served served) except -1
+    cdef Activation request(self, FrameHeader* header, bint last)
+    cdef int keep(self, Activation call) except -1
+    cdef int unpack(self, FrameHeader* header) except -1
+    cdef int packed_requests(self, FrameHeader* header) except -1
+    cdef int run_together(self, FrameHeader* one, Served served, Decoder dec, uint64_t end) except -1
+    cdef int plain(self, FrameHeader* header, Served served, Decoder dec, bint last) except -1
     cdef object unbuilt(self, FrameHeader* header, object error)
     cdef int left(self, tuple outer) except -1
-    cdef bint open_batch(self, Served served) except -1
-    cdef int judge(self, Served served) except -1
-    cdef int doubt(self) except -1
     cdef int run_one(self, Activation call) except -1
     cdef int launch(self, Activation call) except -1
-    cdef int answer(self, FrameHeader* header, int kind) except -1

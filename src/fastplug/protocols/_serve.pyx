@@ -15,10 +15,11 @@ from libc.stdint cimport int64_t, uint16_t, uint64_t
 from libc.string cimport memset
 
 from fastplug._wire cimport (
-    FLAG_METADATA, FLAG_WAITS, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, ArrayPort, FrameHeader, Link, MethodCodec, Values, drop_values, get_metadata,
-    skip_rest,
+    FLAG_METADATA, FLAG_WAITS, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, FRAME_REQUESTS, ArrayPort, Decoder, FrameHeader, Link, MethodCodec, Values,
+    count_packed, drop_values, get_metadata, skip_rest,
 )
-from fastplug.protocols._activity cimport CROWDED, Activation, Activity, PluginReferences
+from fastplug.protocols._activity cimport CROWDED, Activation, PluginReferences
+from fastplug.protocols._answering cimport BATCH_ANSWERS, QUICK_RUNS, TICK_FRAMES, Answering
 from fastplug.protocols._served cimport Served
 from fastplug.protocols._streams cimport WINDOW_ITEMS, Outgoing
 
@@ -43,19 +44,11 @@ CANCELLED_MAX = 1024
 cdef Py_ssize_t _QUEUED_MAX = QUEUED_MAX
 # While the plugin keeps callbacks, an idle server looks this often whether one was dropped.
 cdef int64_t RELEASE_SLICE_NS = 500_000_000
-# A handler is quick when it takes less than this; after so many quick runs in a row its answer may wait for the next ones to be published.
-cdef int64_t QUICK_NS = 10_000
-cdef int QUICK_RUNS = 64
-cdef int BATCH_ANSWERS = 32
-# From then on the tick is looked at, after so many: when it has changed, which a quick one, too, sees now and then, so many runs show what it was.
-cdef int TICK_FRAMES = 4
-cdef int DOUBTED_RUNS = 8
-
 # The port of the connection whose handler runs on this thread, or in this task: fastplug.empty() makes its arrays there.
 _serving = contextvars.ContextVar("fastplug.serving", default=None)
 
 
-cdef class Server(Activity):
+cdef class Server(Answering):
     """The serving side of one connection.
 
     Args:
@@ -66,11 +59,10 @@ cdef class Server(Activity):
     """
 
     def __init__(self, Link link not None, ArrayPort port not None, interfaces, Server first=None):
-        Activity.__init__(self, link, port, None if first is None else first.line)
-        self.interfaces = tuple([tuple([Served(codec, handler) for codec, handler in methods]) for methods in interfaces])
+        Answering.__init__(self, link, port, None if first is None else first.line, interfaces)
         self.references = PluginReferences.__new__(PluginReferences)
         self.references.server = self
-        self.dec.references = self.references
+        self.dec.references = self.spare.references = self.references
         self.ready = collections.deque()
         self.cancelled, self.below = {}, {}
         self.tasks = None if first is None else first.tasks
@@ -231,25 +223,40 @@ cdef class Server(Activity):
 
     cdef int absorb(self, FrameHeader* header) except -1:
         """While there is no room to send, or not for any handler: takes a frame in, and runs nothing."""
+        if header.kind == FRAME_REQUESTS:
+            return self.unpack(header)
         if header.kind != FRAME_REQUEST:
             return self.about(header)
+        return self.keep(self.request(header, True))
+
+    cdef int keep(self, Activation call) except -1:
         if len(self.ready) >= _QUEUED_MAX:
             raise RemoteProtocolError(f"the host has more than {_QUEUED_MAX} requests under way")
-        self.ready.append(self.request(header))
+        self.ready.append(call)
         self.kept = True
+        return 0
+
+    cdef int unpack(self, FrameHeader* header) except -1:
+        """Requests that came in one frame, for later, each by itself."""
+        cdef FrameHeader one = header[0]
+        cdef int count = count_packed(header, self.dec)
+        while count:
+            count -= 1
+            self.keep(self.request(&one, count == 0))
+            one.call += 1
         return 0
 
     cdef int take(self, FrameHeader* header) except -1:
         cdef Served served
         self.more = False
         if header.kind != FRAME_REQUEST:
-            return self.about(header)
+            return self.packed_requests(header) if header.kind == FRAME_REQUESTS else self.about(header)
         if self.depth >= CROWDED:
             return self.absorb(header)
         served = self.served(header)
         if served.plain:
-            return self.plain(header, served)
-        return self.run_one(self.request(header))
+            return self.plain(header, served, self.dec, True)
+        return self.run_one(self.request(header, True))
 
     cdef Served served(self, FrameHeader* header):
         cdef PyObject* methods
@@ -259,8 +266,8 @@ cdef class Server(Activity):
                 return <Served>PyTuple_GET_ITEM(<tuple>methods, header.method)
         raise RemoteProtocolError(f"the host called method {header.method} of interface {header.interface}; there is none")
 
-    cdef Activation request(self, FrameHeader* header):
-        """A request with its arguments decoded."""
+    cdef Activation request(self, FrameHeader* header, bint last):
+        """A request with its arguments decoded. ``last``: nothing is behind them."""
         cdef Activation call = Activation.__new__(Activation)
         cdef Served served = self.served(header)
         call.server = self
@@ -277,7 +284,7 @@ cdef class Server(Activity):
         call.metadata = get_metadata(self.dec) if header.flags & FLAG_METADATA else None
         self.references.call = call
         try:
-            call.values = call.codec.decode_arguments(self.dec)
+            call.values = call.codec.decode_arguments(self.dec, last)
         except Unbuilt as error:        # as if the handler had raised it: the caller chose the values
             skip_rest(self.dec)
             call.error = error.__cause__
@@ -289,8 +296,8 @@ cdef class Server(Activity):
 
     # -- handlers
 
-    cdef int plain(self, FrameHeader* header, Served served) except -1:
-        """A request without streams and callbacks: the fast road."""
+    cdef int plain(self, FrameHeader* header, Served served, Decoder dec, bint last) except -1:
+        """A request without streams and callbacks: the fast road. ``last``: nothing is behind its arguments."""
         cdef Values values
         cdef MethodCodec codec = served.codec
         cdef tuple outer = None
@@ -303,10 +310,10 @@ cdef class Server(Activity):
             self.unspill(header)
             metadata = get_metadata(self.dec) if header.flags & FLAG_METADATA else None
         try:
-            codec.decode_values(self.dec, &values)
+            codec.decode_values(dec, &values, last)
             self.link.consumed()
             self.calls += 1
-            lazy = self.open_batch(served)
+            lazy = self.open_batch(served, not last)
             if self.depth:
                 outer = self.suspend()
             phase = RUNNING
@@ -343,6 +350,72 @@ cdef class Server(Activity):
             self.link.lazy = False
         return 0 if served.quick >= QUICK_RUNS else self.judge(served)
 
+    cdef int packed_requests(self, FrameHeader* header) except -1:
+        """Requests that came in one frame."""
+        cdef FrameHeader one = header[0]
+        cdef Decoder dec = self.dec
+        cdef Served served = self.served(header)
+        cdef uint64_t end
+        if not served.codec.packs:
+            raise RemoteProtocolError(f"the host packed calls of {served.codec.qualified}(), which may not be")
+        if self.depth or not served.plain:
+            return self.unpack(header)
+        end = header.call + count_packed(header, dec)
+        self.dec, self.spare = self.spare, dec
+        while one.call != end:
+            if served.quick < QUICK_RUNS:
+                self.plain(&one, served, dec, one.call == end - 1)
+                one.call += 1
+            else:
+                self.run_together(&one, served, dec, end)
+        return self.send_results()
+
+    cdef int run_together(self, FrameHeader* one, Served served, Decoder dec, uint64_t end) except -1:
+        """As ``plain`` for quick handlers, up to the first that raises; the results go out together."""
+        cdef Values values
+        cdef MethodCodec codec = served.codec
+        cdef object result = None
+        cdef Phase phase = DECODING
+        cdef int64_t tick = fp_tick_ns()
+        values.count = 0
+        self.until_ns = fp_now_ns() + one.remaining_ns if one.remaining_ns else 0
+        self.metadata, self.context, self.current = None, None, None
+        try:
+            while one.call != end:
+                codec.decode_values(dec, &values, one.call == end - 1)
+                self.calls += 1
+                phase = RUNNING
+                self.running, self.depth = one.call, 1
+                if FP_DEBUG:
+                    fp_point("handler about to run")
+                if self.came(one.call):
+                    self.check_wanted(True)
+                result = codec.call_values(served.bare, <PyObject*>served.owner if served.owner is not None else NULL, &values)
+                phase = ENCODING
+                self.left(None)
+                drop_values(&values)
+                if not self.at_home():
+                    self.check_home()
+                self.add_result(one, codec, result)
+                result = None
+                phase = DECODING
+                one.call += 1
+                if one.call % TICK_FRAMES == 0 and fp_tick_ns() != tick:
+                    return self.doubt()
+        except BaseException as raised:
+            error = codec.unfit_result(result, raised) if phase == ENCODING and self.at_home() else raised
+            result = None
+            drop_values(&values)
+            if phase == RUNNING:
+                self.left(None)
+            if not self.at_home() or phase == DECODING:
+                raise codec.located(error)
+            self.send_results()
+            self.pack_error(error)
+            self.answer(one, FRAME_ERROR)
+            one.call += 1
+        return 0
+
     cdef object unbuilt(self, FrameHeader* header, object error):
         """A constructor refused an argument: as if the handler had raised it, since the caller chose the values."""
         self.came(header.call)
@@ -356,30 +429,6 @@ cdef class Server(Activity):
         self.running = 0
         self.context = None
         return 0 if outer is None else self.resume(outer)
-
-    # -- answers that are published together
-
-    cdef bint open_batch(self, Served served) except -1:
-        """Before a handler: whether its answer may wait for the next one's. Not in the middle of another handler, which may take long."""
-        self.more = self.link.has_frame()
-        if served.quick >= QUICK_RUNS:
-            return self.more and not self.depth
-        self.link.flush()               # this one may: what was answered before does not wait for it
-        self.run_began = fp_now_ns() if self.more else 0
-        return False
-
-    cdef int judge(self, Served served) except -1:
-        """After a handler that is not known to be quick. The clock is not looked at for who calls one at a time."""
-        if self.run_began:
-            served.quick = served.quick + 1 if fp_now_ns() - self.run_began < QUICK_NS else 0
-        return 0
-
-    cdef int doubt(self) except -1:
-        """One that was quick may have turned slow: nothing waits any longer, and each shows again that it is."""
-        for methods in self.interfaces:
-            for served in methods:
-                (<Served>served).quick = min((<Served>served).quick, QUICK_RUNS - DOUBTED_RUNS)
-        return self.link.flush()
 
     cdef int run_one(self, Activation call) except -1:
         if call.asynchronous:
@@ -442,53 +491,6 @@ cdef class Server(Activity):
         except BaseException as raised:
             self.pack_error(raised)
         return self.finish(call, FRAME_ERROR)
-
-    def attend_to(self, call: Activation) -> bool:
-        """Any thread: something has happened to an asynchronous handler. True: the thread that serves may be asleep all the same."""
-        cdef Server first = self if self.group is None else self.group.first
-        self.streams.append(call)
-        return first.link.stir()
-
-    cdef int reply(self, Activation call) except -1:
-        """An asynchronous handler has come back."""
-        try:
-            result = call.task.outcome()
-            self.enc.reset()
-            call.codec.encode_result(self.enc, result)
-            result = None
-        except BaseException as error:
-            self.pack_error(error)
-            return self.finish(call, FRAME_ERROR)
-        return self.finish(call, FRAME_REPLY)
-
-    cdef int finish(self, Activation call, int kind) except -1:
-        """Sends the last frame of a call; its payload is in enc."""
-        cdef FrameHeader header
-        self.let_go(call)
-        memset(&header, 0, sizeof(FrameHeader))
-        header.call, header.interface, header.method = call.number, call.interface, call.method
-        return self.answer(&header, kind)
-
-    cdef int answer(self, FrameHeader* header, int kind) except -1:
-        cdef FrameHeader reply
-        if self.line.released:
-            self.tell_released()
-        memset(&reply, 0, sizeof(FrameHeader))
-        if self.link.inline_limit and self.enc.size > self.link.inline_limit:
-            try:
-                self.spill(&reply)
-            except Exception as error:
-                self.pack_error(error)
-                kind = FRAME_ERROR
-        reply.kind = <uint16_t>kind
-        reply.call = header.call
-        reply.interface = header.interface
-        reply.method = header.method
-        self.sending = True
-        try:
-            return self.transmit(&reply, 0)
-        finally:
-            self.sending = False
 
 
 def serving_port():

@@ -15,6 +15,7 @@ cdef class Session:
     cdef uint32_t mark                  # of the process that made it: a fork of that one must neither call nor answer
     cdef bint sending                   # enc holds a frame that is being made or sent
     cdef Py_ssize_t stream_bytes        # of a stream that may be under way (Outgoing.limit)
+    cdef Py_ssize_t packed_bytes        # that packed calls, or their results, take
     cdef bint at_home(self) noexcept    # marks live per extension module, so only this one compares them
     # Sends what is in enc; the header's kind, call, method and so on are set. Raises what Link.send does, ArenaExhausted.
     cdef int transmit(self, FrameHeader* header, int64_t until) except -1

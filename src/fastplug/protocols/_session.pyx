@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastplug._wire cimport FLAG_SPILLED, FRAME_CREDIT, ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec
+from fastplug._wire cimport FLAG_SPILLED, FRAME_CREDIT, PACKED_BYTES, ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec
 from fastplug.shm._port cimport ArenaPort
 
 from fastplug.errors import LocalProtocolError, RemoteProtocolError
@@ -39,6 +39,7 @@ cdef class Session:
         self.enc.gathers = link.gathers
         self.dec = Decoder(port)
         self.mark = fp_mark()
+        self.packed_bytes = min(PACKED_BYTES, link.inline_limit or PACKED_BYTES)
         self.stream_bytes = STREAM_LIMITS * link.inline_limit or STREAM_BYTES
 
     cdef bint at_home(self) noexcept:

@@ -54,6 +54,7 @@ cdef class Pending:
     cdef object outcome(self)
     # Of a Flight, which stands for several calls: takes an answer if it is for one of them; all of one lane fail.
     cdef bint claim(self, Turn caller, FrameHeader* header) except -1
+    cdef bint claim_packed(self, Turn caller, uint64_t number) except -1    # the next result of a frame that has several
     cdef int lost(self, Turn caller, object error) except -1
 
 
@@ -86,6 +87,7 @@ cdef class Turn(Session):
     cdef object refusal                 # an error class and text once the link cannot be used any more
     cdef int owner_pid
     cdef public bint signals            # the peer knows CLOSE and CANCEL (version 2)
+    cdef public bint packs              # it knows packed calls (version 3)
     cdef bint called_back(self, unsigned long thread) noexcept
     cdef int urgency(self, Pending call, unsigned long me) except -2
     cdef int _lock(self, int64_t until, str what) except -1

@@ -72,3 +72,4 @@ cdef class Lane(Link):
     cdef unsigned char* _place(self, uint64_t need, uint64_t index, uint64_t pad) noexcept
     cdef uint64_t _fill_end(self, uint64_t pad) noexcept
     cdef void _unstage(self) noexcept
+    cdef void _fetch_to_write(self, uint64_t size) noexcept

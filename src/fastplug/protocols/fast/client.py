@@ -130,6 +130,7 @@ class FastClient:
         """The caller of one lane."""
         caller = Caller(link, port, self._lost, self._caller.registry if number else None)
         caller.lane, caller.gave_up = number, self._cancels.give_up
+        caller.packs = self.version >= 3
         return caller
 
     def abandon(self) -> None:
