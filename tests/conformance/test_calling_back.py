@@ -188,3 +188,22 @@ def test_an_answer_that_was_made_within_a_handler_is_not_held_back_by_it(flows: 
     assert flows.tell_and_wait(tell, gate.path) == 1
     opener.join(SOON_S)
     assert found == list(range(0, 16, 2))
+
+
+@pytest.mark.transports("shm", "socket", "inproc")  # over gRPC requests may pass each other
+def test_results_of_a_map_do_not_wait_for_a_handler_that_waits(flows: Flows) -> None:
+    """They may share a frame, but one of the handlers calls back, and the callback waits for the results before it."""
+    assert list(fastplug.map(flows.use, range(1000))) == [0] * 1000  # now the plugin knows that use() is quick
+    taken = threading.Event()
+
+    def tell(n: int) -> int:
+        if n == 5:
+            assert taken.wait(SOON_S / 3)
+        return n
+
+    flows.keep(tell)
+    results = fastplug.map(flows.use, range(10))
+    assert [next(results) for _ in range(5)] == list(range(5))
+    taken.set()
+    assert list(results) == list(range(5, 10))
+    assert flows.drop() == 1

@@ -14,10 +14,10 @@ from fastplug.errors import Closed, PluginError, RemoteProtocolError
 from fastplug.interfaces import interface, interface_of
 from fastplug.protocols._call import Caller
 from fastplug.protocols._inline import DeferredPort
-from fastplug.protocols._remote import Remote
+from fastplug.protocols._remote import Mapped, Remote
 from fastplug.protocols._serve import Server
 
-REQUEST, REPLY, ERROR, ITEM, END, CREDIT, CLOSE, CANCEL, CALLBACK, RETURN, RAISE, RELEASE = range(1, 13)
+REQUEST, REPLY, ERROR, ITEM, END, CREDIT, CLOSE, CANCEL, CALLBACK, RETURN, RAISE, RELEASE, REQUESTS, REPLIES = range(1, 15)
 WAITS, METADATA = 2, 4
 FRAMES_MAX = 40
 # Of a call that waits in vain, because the peer has nothing more to say and yet does not end.
@@ -90,6 +90,12 @@ def metadata(rng: random.Random) -> bytes:
     return struct.pack("<BI", 0x0B, rng.choice((count, count, count + 1, 2**32 - 1))) + body
 
 
+def packed(rng: random.Random, before: bytes) -> bytes:
+    """As many as announced, or nearly."""
+    count = rng.choice((0, 1, 2, 5, 32, 33))
+    return struct.pack("<H", count) + (before + number(rng.randrange(50))) * (count + (rng.randrange(5) == 0))
+
+
 def payload(rng: random.Random, kind: int) -> bytes:
     arguments = struct.pack("<H", rng.choice((0, 1, 1, 2))) + b"".join(
         rng.choice((number(rng.randrange(50)), b"\x15", struct.pack("<BQ", 0x14, rng.getrandbits(8)))) for _ in range(rng.randrange(3))
@@ -104,6 +110,8 @@ def payload(rng: random.Random, kind: int) -> bytes:
         RETURN: number(5),
         RAISE: pack_error(ValueError("x")),
         RELEASE: struct.pack("<Q", rng.getrandbits(8)) * rng.randrange(3),
+        REQUESTS: packed(rng, struct.pack("<H", 1)),
+        REPLIES: packed(rng, b""),
     }.get(kind, b"")
     if rng.randrange(4):
         return likely
@@ -137,7 +145,7 @@ def check_plugin(rng: random.Random) -> None:
 
     def next_frame() -> bytes | None:
         return (
-            frame(rng, range(REQUEST, RELEASE + 1) if rng.randrange(3) else range(REQUEST, REQUEST + 1), calls)
+            frame(rng, range(REQUEST, REPLIES + 1) if rng.randrange(3) else range(REQUEST, REQUEST + 1), calls)
             if next(left, None) is not None
             else None
         )
@@ -161,14 +169,19 @@ def check_caller(rng: random.Random) -> None:
     def next_frame() -> bytes | None:
         if next(left, None) is None:
             return None
-        made[:] = [unpack_header(sent).call for sent in link.sent if unpack_header(sent).kind == REQUEST] or [0]
-        return frame(rng, range(REPLY, RELEASE + 1), [*made, made[-1], made[-1], rng.randrange(9)])
+        made[:] = [unpack_header(sent).call for sent in link.sent if unpack_header(sent).kind in (REQUEST, REQUESTS)] or [0]
+        return frame(rng, range(REPLY, REPLIES + 1), [*made, made[-1], made[-1], rng.randrange(9)])
 
     link = Script(next_frame)
     caller = Caller(link, DeferredPort(), lambda method: Closed("the end"))
     remotes = [Remote(caller, MethodCodec("fuzz.calls/1", one), 0, index, None, one.signature) for index, one in enumerate(METHODS)]
+    caller.packs = True
     for _ in range(3):
         one = rng.choice(remotes)
+        if one.__name__ == "double" and rng.randrange(2):
+            with contextlib.suppress(PluginError, KeyError, ValueError), deadline(after_s=CALL_S):
+                list(Mapped(one, (range(rng.randrange(1, 80)),), 40, rng.randrange(2) == 0, False))
+            continue
         with contextlib.suppress(PluginError, KeyError, ValueError), deadline(after_s=CALL_S):
             found: Any = one(*arguments_of(one.__name__, rng))
             if hasattr(found, "close"):

@@ -131,7 +131,7 @@ def test_noise_from_a_plugin_is_an_error_of_the_tree() -> None:
     rng = random.Random(5)
     lengths: list[int] = []
     for _ in range(150):
-        kinds = rng.choices(range(1, 13), k=rng.randrange(1, 6))
+        kinds = rng.choices(range(1, 15), k=rng.randrange(1, 6))
         payloads = [rng.choice((b"", INT, struct.pack("<I", 1), rng.randbytes(rng.randrange(40)), pack_error(KeyError(1)))) for _ in kinds]
         nears = [rng.choice((0, 0, 0, 1, -1)) for _ in kinds]
         hostile = Hostile(lambda c: [frame(k, c + n, p) for k, n, p in zip(kinds, nears, payloads, strict=True)])  # noqa: B023

@@ -180,7 +180,7 @@ def test_an_offer_is_honoured_by_the_child_of_its_maker() -> None:
         (OFFER, 11, 10, "the parent is process 11"),
         (OFFER, 10, 11, "no Unix stream socket"),
         (OFFER, 10, None, "no Unix stream socket"),
-        (Offer(10, 5, (3,)), 10, 10, "no version"),
+        (Offer(10, 5, (4,)), 10, 10, "no version"),
         (Offer(10, 5, (1,), ("rdma",)), 10, 10, "no transport"),
     ],
 )

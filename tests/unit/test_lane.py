@@ -314,7 +314,7 @@ def test_padding_for_ever_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "flags", "remaining_ns"), [(0, 0, 0), (13, 0, 0), (99, 0, 0), (0xFFFE, 0, 0), (1, 8, 0), (1, 0x8000, 0), (1, 0, -1)]
+    ("kind", "flags", "remaining_ns"), [(0, 0, 0), (15, 0, 0), (99, 0, 0), (0xFFFE, 0, 0), (1, 8, 0), (1, 0x8000, 0), (1, 0, -1)]
 )
 def test_header_fields(kind: int, flags: int, remaining_ns: int) -> None:
     hostile = Hostile()

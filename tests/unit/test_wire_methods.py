@@ -177,7 +177,7 @@ def test_header_layout() -> None:
         b"",
         pack_header(0, 1)[:31],
         pack_header(0, 0),
-        pack_header(0, 13),
+        pack_header(0, 15),
         pack_header(0, 0xFFFF),
         pack_header(2**31, 1),
         pack_header(0, 1, 8),

@@ -75,7 +75,7 @@ cdef int64_t _SLICE_NS = SLICE_NS
 # caps them at its own limit.
 BUFFER_BYTES = 1 << 20
 # Frames that are sent together at most, as in a lane.
-cdef int LAZY_FRAMES = 32
+cdef int LAZY_FRAMES = 16
 # Late replies, read while waiting to send: as many as calls were given up since the last one that was answered.
 cdef Py_ssize_t BACKLOG_FRAMES = 4096
 cdef Py_ssize_t BACKLOG_BYTES = 256 << 20

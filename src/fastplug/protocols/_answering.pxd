@@ -9,7 +9,7 @@ from fastplug.protocols._served cimport Served
 cdef enum:
     # After so many quick runs in a row (QUICK_NS) an answer may wait for the next ones, at most BATCH_ANSWERS, to be published.
     QUICK_RUNS = 64
-    BATCH_ANSWERS = 32
+    BATCH_ANSWERS = 16
     # From then on the tick is looked at, after so many: when it has changed, which a quick one, too, sees now and then, DOUBTED_RUNS show what it was.
     TICK_FRAMES = 4
     DOUBTED_RUNS = 8

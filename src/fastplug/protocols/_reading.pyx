@@ -251,8 +251,9 @@ cdef class Reading(Turn):
                 if (<Pending>flight).claim_packed(self, number):
                     break
             else:
-                if self.pending.pop(number, UNKNOWN) is not None:
+                if self.pending.get(number, UNKNOWN) is not None:
                     raise RemoteProtocolError(f"a packed reply to call {number} came, which was never packed or has been answered")
+                del self.pending[number]
                 self.update_duplex()
                 self.late += 1
                 skip_value(self.dec)

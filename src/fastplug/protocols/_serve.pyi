@@ -3,7 +3,7 @@ from typing import Any, Final, final
 
 from fastplug._wire import ArrayPort, Link, MethodCodec
 from fastplug.contexts import Context
-from fastplug.protocols._activity import Activation, Activity
+from fastplug.protocols._answering import Answering
 from fastplug.protocols._tasks import Tasks
 from fastplug.shm._port import ArenaPort
 
@@ -11,7 +11,7 @@ QUEUED_MAX: Final[int]
 CANCELLED_MAX: Final[int]
 
 @final
-class Server(Activity):
+class Server(Answering):
     @property
     def calls(self) -> int: ...
     @property
@@ -31,6 +31,5 @@ class Server(Activity):
     def current_context(self) -> Context | None: ...
     def cancel(self, call: int) -> bool: ...
     def task_stack(self, call: int) -> str: ...
-    def attend_to(self, call: Activation) -> bool: ...
 
 def serving_port() -> ArenaPort | None: ...

@@ -16,6 +16,7 @@ class Turnstile: ...
 @disjoint_base
 class Turn(Session):
     signals: bool
+    packs: bool
     watches: list[weakref.ref[Watch]]
     @property
     def awaited(self) -> int: ...

@@ -11,7 +11,7 @@ from fastplug.shm._rings cimport fp_lane
 from fastplug.shm._segment cimport Segment
 
 cdef enum:
-    STAGE_BYTES = 8192                  # 32 answers of 200 bytes; whatever is larger goes to the ring itself
+    STAGE_BYTES = 4096                  # 16 answers of 200 bytes; whatever is larger goes to the ring itself
 
 
 @cython.final

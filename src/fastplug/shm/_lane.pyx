@@ -62,9 +62,8 @@ PLUGIN_SLICE_NS = 500_000_000
 BACKLOG_FRAMES = 4096
 BACKLOG_BYTES = 64 * 1024 * 1024
 
-# Frames that are published together at most, half of what a map has under way: the peer works on the other half. Each store of the tail waits until
-# the frames before it are visible. 64 calls under way took 10 % more each with 16.
-cdef int LAZY_FRAMES = 32
+# Frames that are published together at most: the gain of the next one is small, and the peer idles meanwhile (fast-transport, 2).
+cdef int LAZY_FRAMES = 16
 # A shorter sleep takes as long: the kernel's timers have 50 us of slack. Who has less time than that to wait comes back too early instead.
 cdef int64_t SLEEP_MIN_NS = 50_000
 # Whoever waits for space and cannot read what came (only its user can) looks this often whether that has changed.
