@@ -5,6 +5,7 @@
 
 cimport cython
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_SIZE
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -82,7 +83,10 @@ cdef struct Values:
     PyObject* spare
     PyObject* items[VALUES_MAX]
     Py_ssize_t count                    # of those that are there
-cdef void drop_values(Values* values) noexcept
+cdef inline void drop_values(Values* values) noexcept:
+    while values.count:
+        values.count -= 1
+        Py_XDECREF(values.items[values.count])
 
 
 @cython.final

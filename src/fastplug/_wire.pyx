@@ -33,17 +33,10 @@ cdef extern from "Python.h":
     object PyObject_Vectorcall(object function, PyObject** args, size_t count, PyObject* names)
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     void Py_INCREF(PyObject*)
-    void Py_DECREF(PyObject*)
 
 MESSAGE_BYTES_MAX = MESSAGE_MAX
 # Cython keeps a cimported class to itself; Python finds them here, too.
 globals().update({cls.__name__: cls for cls in (ArrayPort, Codec, Decoder, Encoder, Memory, References)})
-
-
-cdef void drop_values(Values* values) noexcept:
-    while values.count:
-        values.count -= 1
-        Py_DECREF(values.items[values.count])
 
 
 cdef class MethodCodec:

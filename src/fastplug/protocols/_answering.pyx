@@ -109,7 +109,7 @@ cdef class Answering(Activity):
             enc.reset()
             enc.take(sizeof(uint16_t))
             self.first, self.packed_end = header.call, enc.size
-        codec.put_result(enc, result)
+        codec.result.encode(enc, result)        # it has no arrays to offer
         if enc.size <= self.packed_bytes:
             self.packed += 1
             self.packed_end = enc.size

@@ -5,7 +5,7 @@ looked at first. A call that is given up leaves its place and goes to the table 
 """
 
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -79,6 +79,17 @@ cdef class Flight(Pending):
         self.settled += state != CALLED
         return 0
 
+    cdef object take_answered(self):
+        """The next item's result, which is there."""
+        cdef Place* place = self.first()
+        value = <object>place.value
+        Py_DECREF(value)
+        place.value = NULL
+        place.number = 0
+        self.head += 1
+        self.settled -= 1
+        return value
+
     cdef object take(self, int* state):
         """The next item's outcome, which is there: its result, its error, or its Call."""
         cdef Place* place = self.first()
@@ -130,11 +141,17 @@ cdef class Flight(Pending):
             state, value = FAILED, (<Reading>caller).of_call(header, self.codec, error)
         return self.arrived(caller, place, header.call, state, value)
 
-    cdef bint claim_packed(self, Turn caller, uint64_t number) except -1:
-        cdef Place* place = self.place_of(caller, number)
-        if place == NULL:
-            return False
-        return self.arrived(caller, place, number, ANSWERED, self.codec.result.decode(caller.dec))
+    cdef int claim_packed(self, Turn caller, uint64_t number, int count) except -1:
+        cdef Place* place
+        cdef int taken = 0
+        while taken < count:
+            place = self.place_of(caller, number)
+            if place == NULL:
+                break
+            self.arrived(caller, place, number, ANSWERED, self.codec.result.decode(caller.dec))
+            number += 1
+            taken += 1
+        return taken
 
     cdef bint arrived(self, Turn caller, Place* place, uint64_t number, int state, object value) except -1:
         if place.number != number or place.caller != <PyObject*>caller or place.state != PENDING:

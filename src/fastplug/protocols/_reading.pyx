@@ -245,10 +245,11 @@ cdef class Reading(Turn):
     cdef int unpack(self, FrameHeader* header) except -1:
         """Several results, in the order of their calls."""
         cdef uint64_t number = header.call
-        cdef int left = count_packed(header, self.dec)
+        cdef int taken, left = count_packed(header, self.dec)
         while left:
             for flight in self.flights:
-                if (<Pending>flight).claim_packed(self, number):
+                taken = (<Pending>flight).claim_packed(self, number, left)
+                if taken:
                     break
             else:
                 if self.pending.get(number, UNKNOWN) is not None:
@@ -257,8 +258,9 @@ cdef class Reading(Turn):
                 self.update_duplex()
                 self.late += 1
                 skip_value(self.dec)
-            number += 1
-            left -= 1
+                taken = 1
+            number += taken
+            left -= taken
         finish(self.dec)
         return self.link.consumed()
 

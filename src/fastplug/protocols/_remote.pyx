@@ -260,8 +260,11 @@ cdef class Mapped:
         return self
 
     def __next__(self):
+        cdef Flight flight = self.flight
         if self.iterated:
             raise iterated_already(f"map of {self.method.codec.qualified}()")
+        if flight.count() > self.low and flight.first().state == ANSWERED and not flight.closed:
+            return flight.take_answered()           # nothing to do besides
         self.iterated = True
         try:
             if self.flight.count() <= self.low and not self.exhausted:

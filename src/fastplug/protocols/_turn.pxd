@@ -54,7 +54,8 @@ cdef class Pending:
     cdef object outcome(self)
     # Of a Flight, which stands for several calls: takes an answer if it is for one of them; all of one lane fail.
     cdef bint claim(self, Turn caller, FrameHeader* header) except -1
-    cdef bint claim_packed(self, Turn caller, uint64_t number) except -1    # the next result of a frame that has several
+    # The same for results of calls from that number on, which the caller's decoder has: how many were its own, up to the first that is not.
+    cdef int claim_packed(self, Turn caller, uint64_t number, int count) except -1
     cdef int lost(self, Turn caller, object error) except -1
 
 

@@ -52,8 +52,8 @@ cdef class Pending:
     cdef bint claim(self, Turn caller, FrameHeader* header) except -1:
         return False
 
-    cdef bint claim_packed(self, Turn caller, uint64_t number) except -1:
-        return False
+    cdef int claim_packed(self, Turn caller, uint64_t number, int count) except -1:
+        return 0
 
     cdef int lost(self, Turn caller, object error) except -1:
         return 0
