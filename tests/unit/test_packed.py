@@ -86,7 +86,8 @@ def mapped(method: Remote, *iterables: Any, in_flight: int = 64) -> Mapped:
 
 
 items = st.lists(
-    st.tuples(st.integers(-1, 3) | st.just(13) | st.just("no number"), st.text(max_size=3) | st.integers(0, 900).map("x".__mul__)), max_size=80
+    st.tuples(st.integers(-1, 3) | st.just(13) | st.just("no number"), st.text(max_size=3) | st.integers(0, 900).map("x".__mul__)),
+    max_size=80,
 )
 
 
@@ -107,7 +108,9 @@ def test_a_map_gives_what_calls_one_by_one_give(given_items: list[tuple[Any, str
                     single.append(called.grown(n, text))
                 except Exception as error:  # noqa: BLE001 - it is what the item gave
                     single.append(type(error))
-            found = outcomes(mapped(called.grown, *zip(*given_items, strict=True), in_flight=in_flight) if given_items else mapped(called.grown))
+            found = outcomes(
+                mapped(called.grown, *zip(*given_items, strict=True), in_flight=in_flight) if given_items else mapped(called.grown)
+            )
         assert found == single
     finally:
         called.end()

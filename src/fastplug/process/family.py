@@ -27,8 +27,8 @@ __all__ = ["family", "kill_family", "marked", "processes"]
 # A process may fork between the reading of /proc and the signal. What is stopped cannot fork, so a few rounds of
 # "read, stop what is new" find everything; the limit is for a fork bomb, which loses what the last round found.
 FREEZE_ROUNDS = 6
-# In the middle of exec a process has no environment, and its parent goes on already: descriptors are closed before (Linux, begin_new_exec). It is
-# looked at again, so often and after so long: a program on a slow disk may take some milliseconds to be mapped.
+# In the middle of exec a process has no environment, and its parent goes on already: descriptors are closed before (Linux,
+# begin_new_exec). It is looked at again, so often and after so long: a program on a slow disk may take some milliseconds.
 EXEC_LOOKS = 10
 EXEC_LOOK_S = 0.002
 
@@ -68,7 +68,7 @@ def family(leaders: set[int], living: dict[int, tuple[int, int, int]]) -> set[in
 def marked(marks: Collection[bytes]) -> set[int]:
     """The processes with one of ``marks`` in the environment they were started with, as far as this user may see it."""
     found: set[int] = set()
-    names = [name for name in os.listdir("/proc") if name.isdigit()] if marks and os.path.isdir("/proc") else []  # noqa: PTH112, PTH208
+    names = [name for name in os.listdir("/proc") if name.isdigit()] if marks and os.path.isdir("/proc") else []  # noqa: PTH112
     for _ in range(EXEC_LOOKS):
         starting = []
         for name in names:
@@ -96,7 +96,7 @@ def _in_exec(name: str) -> bool:
     """Whether this process has a program, which a kernel thread has not, but no arguments yet, which is earlier than its environment."""
     try:
         with open(f"/proc/{name}/cmdline", "rb", buffering=0) as file:
-            return not file.read(1) and bool(os.readlink(f"/proc/{name}/exe"))  # noqa: PTH115
+            return not file.read(1) and bool(os.readlink(f"/proc/{name}/exe"))
     except OSError:
         return False
 

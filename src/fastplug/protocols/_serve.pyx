@@ -11,8 +11,7 @@ import functools
 
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
-from libc.stdint cimport int64_t, uint16_t, uint64_t
-from libc.string cimport memset
+from libc.stdint cimport int64_t, uint64_t
 
 from fastplug._wire cimport (
     FLAG_METADATA, FLAG_WAITS, FRAME_ERROR, FRAME_REPLY, FRAME_REQUEST, FRAME_REQUESTS, ArrayPort, Decoder, FrameHeader, Link, MethodCodec, Values,
