@@ -29,5 +29,5 @@ cdef class Answering(Activity):
     cdef int judge(self, Served served) except -1
     cdef int doubt(self) except -1
     cdef int answer(self, FrameHeader* header, int kind) except -1
-    cdef int add_result(self, FrameHeader* header, MethodCodec codec, object result) except -1
+    cdef bint adds(self, FrameHeader* header, MethodCodec codec, object result) except -1
     cdef int send_results(self) except -1

@@ -102,8 +102,8 @@ cdef class Answering(Activity):
 
     # -- several in one frame
 
-    cdef int add_result(self, FrameHeader* header, MethodCodec codec, object result) except -1:
-        """Of the next call of those that came together: it waits for the others, unless it is large."""
+    cdef bint adds(self, FrameHeader* header, MethodCodec codec, object result) except -1:
+        """The result of the next call of those that came together waits for the others; or it is large: then it is in enc, to be sent behind them."""
         cdef Encoder enc = self.results
         if not self.packed:
             enc.reset()
@@ -113,11 +113,10 @@ cdef class Answering(Activity):
         if enc.size <= self.packed_bytes:
             self.packed += 1
             self.packed_end = enc.size
-            return 0
-        self.send_results()
+            return True
         self.enc.reset()
         codec.put_result(self.enc, result)
-        return self.answer(header, FRAME_REPLY)
+        return False
 
     cdef int send_results(self) except -1:
         cdef FrameHeader header

@@ -376,6 +376,7 @@ cdef class Server(Answering):
         cdef object result = None
         cdef Phase phase = DECODING
         cdef int64_t tick = fp_tick_ns()
+        cdef bint added
         values.count = 0
         self.until_ns = fp_now_ns() + one.remaining_ns if one.remaining_ns else 0
         self.metadata, self.context, self.current = None, None, None
@@ -385,8 +386,6 @@ cdef class Server(Answering):
                 self.calls += 1
                 phase = RUNNING
                 self.running, self.depth = one.call, 1
-                if FP_DEBUG:
-                    fp_point("handler about to run")
                 if self.came(one.call):
                     self.check_wanted(True)
                 result = codec.call_values(served.bare, <PyObject*>served.owner if served.owner is not None else NULL, &values)
@@ -395,9 +394,12 @@ cdef class Server(Answering):
                 drop_values(&values)
                 if not self.at_home():
                     self.check_home()
-                self.add_result(one, codec, result)
+                added = self.adds(one, codec, result)
                 result = None
-                phase = DECODING
+                phase = DECODING            # what is raised from here on is about the connection
+                if not added:
+                    self.send_results()
+                    self.answer(one, FRAME_REPLY)
                 one.call += 1
                 if one.call % TICK_FRAMES == 0 and fp_tick_ns() != tick:
                     return self.doubt()
