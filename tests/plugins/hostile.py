@@ -26,7 +26,7 @@ ARENA_BYTES = 4 << 20
 # A peer that never says anything: the test has failed.
 WATCHDOG_S = 60.0
 ARRAY = 0x13
-FAST_VERSION = 2
+FAST_VERSION = 3
 
 
 def memfd(size: int, *, seals: int = SEALS, sparse: bool = False) -> tuple[int, mmap.mmap]:

@@ -68,6 +68,10 @@ cdef class Activity(Asking):
     cdef dict asked                     # number -> Asked
     cdef uint64_t next_callback
     cdef uint64_t last                  # the highest call number that came
+    # Calls that came in one frame with the one that runs, and have not begun: from this number on, and before that one.
+    cdef uint64_t hand_next
+    cdef uint64_t hand_end
+    cdef bint in_hand(self, uint64_t call) noexcept
     cdef int depth                      # handlers on the stack
     cdef public object group            # of lanes that this thread serves, None while there is one
     cdef public bint stopping           # finish what is in hand, then end

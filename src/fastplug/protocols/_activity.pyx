@@ -394,9 +394,12 @@ cdef class Activity(Asking):
             call.feed_closed = False
         return self.link.consumed()
 
+    cdef bint in_hand(self, uint64_t call) noexcept:
+        return call - self.hand_next < self.hand_end - self.hand_next       # unsigned
+
     cdef int passed_over(self, FrameHeader* header) except -1:
         """It crossed the answer of its call: the blocks that it names go back."""
-        if header.call > self.last:
+        if header.call > self.last and not self.in_hand(header.call):
             raise RemoteProtocolError(f"the host sent a frame of kind {header.kind} about call {header.call}, which it never made")
         if header.kind == FRAME_CANCEL:
             self.cancel(header.call)    # it may be a plain one, below the handler that waits

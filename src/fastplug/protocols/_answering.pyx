@@ -1,6 +1,6 @@
 """How a plugin answers: each call by itself, the answers of quick handlers published together, or several results in one frame."""
 
-from libc.stdint cimport int64_t, uint16_t
+from libc.stdint cimport int64_t, uint16_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastplug._wire cimport FRAME_ERROR, FRAME_REPLIES, FRAME_REPLY, Decoder, Encoder, FrameHeader, MethodCodec
@@ -48,8 +48,10 @@ cdef class Answering(Activity):
         return self.let_out()
 
     cdef int let_out(self) except -1:
-        self.send_results()
-        return self.link.flush()
+        """Of the lane whose handler runs: this one, or another one of those that this thread serves."""
+        cdef Answering at = self if self.group is None else self.group.at or self
+        at.send_results()
+        return at.link.flush()
 
     # -- each by itself
 
@@ -121,17 +123,25 @@ cdef class Answering(Activity):
     cdef int send_results(self) except -1:
         cdef FrameHeader header
         cdef uint16_t count = <uint16_t>self.packed
+        cdef uint64_t sent
         if not count:
             return 0
+        if self.line.released:
+            self.tell_released()
         self.packed = 0
         memset(&header, 0, sizeof(FrameHeader))
         header.kind, header.call = FRAME_REPLIES, self.first
         self.results.size = self.packed_end         # what did not fit, or could not be encoded, is behind
         memcpy(self.results.data, &count, sizeof(count))
+        sent = self.link.sent
         self.sending = True
         self.enc, self.results = self.results, self.enc
         try:
             return self.transmit(&header, 0)
+        except BaseException:           # what a signal handler raises, while there was no room
+            if self.link.sent == sent:
+                self.packed = count
+            raise
         finally:
             self.enc, self.results = self.results, self.enc
             self.sending = False

@@ -144,7 +144,7 @@ cdef class Flight(Pending):
     cdef int claim_packed(self, Turn caller, uint64_t number, int count) except -1:
         cdef Place* place
         cdef int taken = 0
-        while taken < count:
+        while taken < count and self.codec.packs:
             place = self.place_of(caller, number)
             if place == NULL:
                 break

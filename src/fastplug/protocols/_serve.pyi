@@ -2,22 +2,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, final
 
 from fastplug._wire import ArrayPort, Link, MethodCodec
-from fastplug.contexts import Context
-from fastplug.protocols._answering import Answering
+from fastplug.protocols._running import Running
 from fastplug.protocols._tasks import Tasks
 from fastplug.shm._port import ArenaPort
 
 QUEUED_MAX: Final[int]
-CANCELLED_MAX: Final[int]
 
 @final
-class Server(Answering):
+class Server(Running):
     @property
     def calls(self) -> int: ...
-    @property
-    def running(self) -> int: ...
-    @property
-    def thread(self) -> int: ...
     def __init__(
         self,
         link: Link,
@@ -28,8 +22,5 @@ class Server(Answering):
     @property
     def tasks(self) -> Tasks | None: ...
     def run(self) -> None: ...
-    def current_context(self) -> Context | None: ...
-    def cancel(self, call: int) -> bool: ...
-    def task_stack(self, call: int) -> str: ...
 
 def serving_port() -> ArenaPort | None: ...

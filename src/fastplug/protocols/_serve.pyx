@@ -18,7 +18,8 @@ from fastplug._wire cimport (
     count_packed, drop_values, get_metadata, skip_rest,
 )
 from fastplug.protocols._activity cimport CROWDED, Activation, PluginReferences
-from fastplug.protocols._answering cimport BATCH_ANSWERS, QUICK_RUNS, TICK_FRAMES, Answering
+from fastplug.protocols._answering cimport BATCH_ANSWERS, QUICK_RUNS, TICK_FRAMES
+from fastplug.protocols._running cimport Running
 from fastplug.protocols._served cimport Served
 from fastplug.protocols._streams cimport WINDOW_ITEMS, Outgoing
 
@@ -38,8 +39,6 @@ cdef extern from "pythread.h":
 
 # Requests that were decoded while there was no room to answer. A host has at most 1024 calls under way on a lane.
 QUEUED_MAX = 4096
-# Cancellations that came before their calls: a host has no more calls under way, and one that makes them up gets no further.
-CANCELLED_MAX = 1024
 cdef Py_ssize_t _QUEUED_MAX = QUEUED_MAX
 # While the plugin keeps callbacks, an idle server looks this often whether one was dropped.
 cdef int64_t RELEASE_SLICE_NS = 500_000_000
@@ -47,7 +46,7 @@ cdef int64_t RELEASE_SLICE_NS = 500_000_000
 _serving = contextvars.ContextVar("fastplug.serving", default=None)
 
 
-cdef class Server(Answering):
+cdef class Server(Running):
     """The serving side of one connection.
 
     Args:
@@ -58,12 +57,11 @@ cdef class Server(Answering):
     """
 
     def __init__(self, Link link not None, ArrayPort port not None, interfaces, Server first=None):
-        Answering.__init__(self, link, port, None if first is None else first.line, interfaces)
+        Running.__init__(self, link, port, None if first is None else first.line, interfaces)
         self.references = PluginReferences.__new__(PluginReferences)
         self.references.server = self
         self.dec.references = self.spare.references = self.references
         self.ready = collections.deque()
-        self.cancelled, self.below = {}, {}
         self.tasks = None if first is None else first.tasks
         if any((<Served>one).asynchronous for methods in self.interfaces for one in methods):
             self.link.await_stirs()
@@ -95,80 +93,6 @@ cdef class Server(Answering):
             _serving.set(None)
             CALLS.current = SERVING.server = None
             self.references.server = None
-
-    # -- the call whose handler runs
-
-    def current_context(self) -> object:
-        """The context of the call whose handler runs on this thread; None when none does."""
-        cdef Server at = self if self.group is None else self.group.at or self
-        return at.own_context() if at.running else None
-
-    cdef object own_context(self):
-        """Any thread. While one makes a context others run: the handler may ask for it, too, or have come back."""
-        cdef Activation current = self.current
-        cdef uint64_t call = self.running
-        made = self.context or Context(self.until_ns or None, self.metadata)
-        if self.running != call:
-            return made                 # nobody's any more; what runs now has its own
-        if self.context is None:
-            self.context = made
-            if current is not None:
-                current.context = made  # of a stream: the same for each of its items
-                if current.given_up:
-                    made.cancel()
-        return self.context
-
-    def cancel(self, call: int) -> bool:
-        """Any thread: the caller does not wait for this call any more. Whether its handler runs now, or waits below one that does."""
-        cdef Activation known = self.active.get(call)
-        if known is not None:
-            known.give_up()
-        below = self.below.get(call)
-        if below is not None or self.running == call:
-            (below or self.own_context()).cancel()
-            return True
-        if known is not None and (known.running or known.task is not None):
-            return True
-        if known is None and call > self.last:
-            self.cancelled[call] = None
-            if len(self.cancelled) > CANCELLED_MAX:
-                del self.cancelled[next(iter(self.cancelled))]
-        return False
-
-    def task_stack(self, call: int) -> str:
-        """Any thread: where the asynchronous handler of this call is; empty when there is none."""
-        cdef Activation known = self.active.get(call)
-        return "" if known is None or known.task is None else known.task.stack()
-
-    cdef bint given_up(self, uint64_t call) except -1:
-        return self.cancelled.pop(call, self) is None
-
-    cdef tuple enter(self, Activation call):
-        """This call's handler or generator runs from now on: what ran before, for leave()."""
-        cdef tuple outer = self.suspend()
-        self.depth += 1
-        self.awaited += call.flags & FLAG_WAITS != 0
-        call.running = True
-        self.running, self.until_ns, self.metadata, self.context, self.current = call.number, call.until_ns, call.metadata, call.context, call
-        return outer
-
-    cdef int leave(self, Activation call, tuple outer) except -1:
-        self.depth -= 1
-        self.awaited -= call.flags & FLAG_WAITS != 0
-        call.running = False
-        return self.resume(outer)
-
-    cdef tuple suspend(self):
-        """Another call runs on top of what runs now: what resume() wants to know. A plain call has nothing else that its cancellation finds."""
-        if self.running and self.current is None:
-            self.below[self.running] = self.own_context()
-        return self.running, self.until_ns, self.metadata, self.context, self.current
-
-    cdef int resume(self, tuple outer) except -1:
-        self.running, self.until_ns, self.metadata, self.context, self.current = outer
-        if self.below:
-            self.below.pop(self.running, None)
-        return 0
 
     # -- what comes next
 
@@ -238,7 +162,7 @@ cdef class Server(Answering):
     cdef int unpack(self, FrameHeader* header) except -1:
         """Requests that came in one frame, for later, each by itself."""
         cdef FrameHeader one = header[0]
-        cdef int count = count_packed(header, self.dec)
+        cdef int count = self.packed_count(header, self.served(header))
         while count:
             count -= 1
             self.keep(self.request(&one, count == 0))
@@ -347,6 +271,8 @@ cdef class Server(Answering):
             self.link.lazy = lazy
             self.answer(header, FRAME_REPLY)
             self.link.lazy = False
+        if self.stopping and not self.depth:
+            self.check_going()              # the link has ended, or was broken, while the handler waited
         return 0 if served.quick >= QUICK_RUNS else self.judge(served)
 
     cdef int packed_requests(self, FrameHeader* header) except -1:
@@ -355,19 +281,26 @@ cdef class Server(Answering):
         cdef Decoder dec = self.dec
         cdef Served served = self.served(header)
         cdef uint64_t end
-        if not served.codec.packs:
-            raise RemoteProtocolError(f"the host packed calls of {served.codec.qualified}(), which may not be")
         if self.depth or not served.plain:
             return self.unpack(header)
-        end = header.call + count_packed(header, dec)
+        end = header.call + self.packed_count(header, served)
         self.dec, self.spare = self.spare, dec
+        self.hand_next, self.hand_end = header.call, end
         while one.call != end:
             if served.quick < QUICK_RUNS:
+                self.hand_next = one.call + 1
                 self.plain(&one, served, dec, one.call == end - 1)
                 one.call += 1
             else:
                 self.run_together(&one, served, dec, end)
+            if self.stopping:
+                self.check_going()          # the link has ended, or was broken, while a handler waited
         return self.send_results()
+
+    cdef int packed_count(self, FrameHeader* header, Served served) except -1:
+        if not served.codec.packs:
+            raise RemoteProtocolError(f"the host packed calls of {served.codec.qualified}(), which may not be")
+        return count_packed(header, self.dec)
 
     cdef int run_together(self, FrameHeader* one, Served served, Decoder dec, uint64_t end) except -1:
         """As ``plain`` for quick handlers, up to the first that raises; the results go out together."""
@@ -382,6 +315,7 @@ cdef class Server(Answering):
         self.metadata, self.context, self.current = None, None, None
         try:
             while one.call != end:
+                self.hand_next = one.call + 1
                 codec.decode_values(dec, &values, one.call == end - 1)
                 self.calls += 1
                 phase = RUNNING
