@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.test_call_frames import ERROR, INT, REPLY, REQUEST, frame
-from tests.unit.two_ends import NOTHING_OUT, SOON_S, Called, two_ends
+from tests.unit.two_ends import NOTHING_OUT, RING_BYTES, SOON_S, Called, two_ends
 
 from fastplug._wire import MethodCodec, pack_error, unpack_header
 from fastplug.contexts import context, metadata
@@ -39,12 +40,19 @@ class Packed(Protocol):
 
 
 class Plain:
+    def __init__(self) -> None:
+        self.ran: list[bytes] = []
+        self.when_run: Callable[[], object] | None = None
+
     def grown(self, n: int, text: str) -> str:
         if n < 0:
             raise ValueError(n)
         return text * n if n != 13 else 13  # type: ignore[return-value]
 
     def echo(self, data: bytes) -> bytes:
+        self.ran.append(data)
+        if self.when_run is not None:
+            self.when_run()
         return data
 
     def left(self, n: int) -> bool:
@@ -191,10 +199,9 @@ class Served:
         self._lane = plugin.lane
         methods = interface_of(Packed).methods
         self.index = {method.name: index for index, method in enumerate(methods)}
-        implementation = Plain()
-        self.server = Server(
-            plugin.lane, plugin.port, [[(MethodCodec("test.packed/1", one), getattr(implementation, one.name)) for one in methods]]
-        )
+        self.implementation = Plain()
+        handlers = [(MethodCodec("test.packed/1", one), getattr(self.implementation, one.name)) for one in methods]
+        self.server = Server(plugin.lane, plugin.port, [handlers])
         self.failed: list[RemoteProtocolError] = []
         self.thread = threading.Thread(target=self._serve)
         self.thread.start()
@@ -271,6 +278,40 @@ def test_one_that_was_cancelled_before_is_not_run(quick: bool) -> None:
     assert served.server.calls == before + 6
     served.end()
     assert not served.failed
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("later", [False, True])
+def test_one_that_is_cancelled_while_one_of_its_frame_runs_is_not_run(quick: bool, later: bool) -> None:
+    """Also when a call with a higher number has come before. The cancellation comes from another thread, or on the lane."""
+    served = Served()
+    if quick:
+        served.warm()
+    if later:
+        served.send(9500, packed(1, ONE))
+        assert set(served.answers(1)) == {9500}
+    served.implementation.ran.clear()
+    served.implementation.when_run = lambda: served.server.cancel(9003)
+    served.send(9000, packed(6, *[ONE] * 6))
+    found = served.answers(6)
+    assert [call for call, kind in found.items() if kind == ERROR] == [9003]
+    assert len(served.implementation.ran) == 5
+    served.end()
+    assert not served.failed
+
+
+@pytest.mark.parametrize("in_flight", [20, 32, 64])
+def test_a_map_is_left_while_its_results_fill_the_ring(called: Called, in_flight: int) -> None:
+    """The plugin waits for room, and meanwhile reads that nobody wants the rest: also of calls that it has not come to."""
+    results = mapped(called.grown, [3] * 200, ["x" * 80] * 200, in_flight=in_flight)
+    assert next(results) == "x" * 240
+    theirs, ours = called._plugin.lane, called.caller.link
+    until = time.monotonic() + SOON_S
+    while theirs.positions[0] - ours.positions[1] < RING_BYTES - 512 and called.server.calls < in_flight:  # else it had room for all
+        assert time.monotonic() < until
+    results.close()
+    assert called.grown(1, "a") == "a"
+    assert outcomes(mapped(called.grown, [1] * 50, ["b"] * 50)) == ["b"] * 50
 
 
 def hostile_plugin(answer: Callable[[int], list[bytes]]) -> object:
