@@ -12,7 +12,7 @@ import pytest
 from tests.unit.test_call_frames import CLOSE, END, ERROR, ITEM, REPLY, REQUEST, Sent, frame
 from tests.unit.two_ends import SOON_S
 
-import fastplug.protocols._serve
+import fastplug.protocols._running
 from fastplug._wire import MethodCodec, unpack_header
 from fastplug.contexts import Context, context
 from fastplug.interfaces import interface, interface_of
@@ -93,7 +93,7 @@ class Meeting:
                     meeting.making.set()
                     assert meeting.goes_on.wait(SOON_S)
 
-        monkeypatch.setattr(fastplug.protocols._serve, "Context", Held)
+        monkeypatch.setattr(fastplug.protocols._running, "Context", Held)
 
     def begin(self) -> None:
         self.thread.start()
