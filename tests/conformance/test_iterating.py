@@ -70,9 +70,10 @@ def test_a_map_closed_by_a_signal_handler(flows: Flows, gate: Gate, ordered: boo
 @both_orders
 def test_a_map_closed_by_a_done_callback(flows: Flows, gate: Gate, ordered: bool) -> None:
     first = fastplug.submit(flows.wait, gate.path)
+    gate.wait_entered()  # over gRPC a later call may come first
     results = waiting(flows, gate, ordered)
     first.add_done_callback(lambda _: results.close())
-    opener = Running(lambda: (gate.wait_entered(), gate.open()))
+    opener = Running(gate.open)
     assert list(results) == []
     opener.result()
     finish(flows, gate)
