@@ -23,7 +23,7 @@ from fastplug.protocols._inline import DeferredPort
 from fastplug.protocols._remote import Call, Mapped, Remote
 from fastplug.protocols._serve import Server
 
-REQUEST, REPLY, ERROR, ITEM, END, CREDIT, CLOSE, CANCEL, CALLBACK, RETURN, RAISE, RELEASE = range(1, 13)
+REQUEST, REPLY, ERROR, ITEM, END, CREDIT, CLOSE, CANCEL, CALLBACK, RETURN, RAISE, RELEASE, REQUESTS, REPLIES = range(1, 15)
 INT = struct.pack("<Bq", 3, 4)
 Floats = npt.NDArray[np.float64]
 
@@ -61,7 +61,7 @@ class Hostile:
     def serve(self) -> None:
         try:
             while (got := self.plugin.lane.receive_frame()) is not None:
-                if unpack_header(got).kind == REQUEST:
+                if unpack_header(got).kind in (REQUEST, REQUESTS):
                     for one in self.answer(unpack_header(got).call):
                         self.plugin.lane.send_frame(one)
         except EOFError:

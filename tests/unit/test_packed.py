@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.test_call_frames import ERROR, INT, REPLY, REQUEST, frame
+from tests.unit.test_call_frames import ERROR, INT, REPLIES, REPLY, REQUEST, REQUESTS, Hostile, frame
 from tests.unit.two_ends import NOTHING_OUT, RING_BYTES, SOON_S, Called, two_ends
 
 from fastplug._wire import MethodCodec, pack_error, unpack_header
@@ -24,7 +24,6 @@ from fastplug.protocols._remote import Mapped, Remote
 from fastplug.protocols._serve import Server
 from fastplug.shm.watcher import wake_until_awake
 
-REQUESTS, REPLIES = 13, 14
 PACKED_MAX = 32
 # After so many a plugin takes a method for quick.
 QUICK = 130
@@ -314,47 +313,30 @@ def test_a_map_is_left_while_its_results_fill_the_ring(called: Called, in_flight
     assert outcomes(mapped(called.grown, [1] * 50, ["b"] * 50)) == ["b"] * 50
 
 
-def hostile_plugin(answer: Callable[[int], list[bytes]]) -> object:
-    """What a map of two gets from one that answers with these frames, and what a call behind it gets."""
-    host, plugin = two_ends()
-    caller = Caller(host.lane, host.port, ConnectionError)
-    caller.packs = True
-    index, method = next((i, m) for i, m in enumerate(interface_of(Packed).methods) if m.name == "echo")
-    remote = Remote(caller, MethodCodec("test.packed/1", method), 0, index, None, method.signature)
-
-    def serve() -> None:
-        try:
-            while (got := plugin.lane.receive_frame()) is not None:
-                for one in answer(unpack_header(got).call):
-                    plugin.lane.send_frame(one)
-        except EOFError:
-            return
-
-    thread = threading.Thread(target=serve)
-    thread.start()
+def hostile_plugin(answer: Callable[[int], list[bytes]]) -> None:
+    """A map of two from one that answers with these frames, and a call behind it."""
+    hostile = Hostile(answer)
+    hostile.caller.packs = True
+    double = hostile.method("double")
     try:
         with deadline(after_s=SOON_S):
-            found = list(Mapped(remote, ([b"x"] * 2,), 64, True, False))
-            remote.submit((b"x",), {}).result()
-            return found
+            list(Mapped(double, ([1] * 2,), 64, True, False))
+            double.submit((1,), {}).result()
     finally:
-        plugin.lane.peer_gone()
-        while thread.is_alive():
-            plugin.lane.wake()
-            thread.join(0.001)
+        hostile.end()
 
 
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
         (lambda c: [frame(REPLIES, c, packed(0))], "0 packed calls"),
-        (lambda c: [frame(REPLIES, c, packed(33, *[X] * 33))], "33 packed calls"),
-        (lambda c: [frame(REPLIES, c, packed(2, X))], "too early"),
-        (lambda c: [frame(REPLIES, c, packed(2, X, X, X))], "behind the last"),
-        (lambda c: [frame(REPLIES, c, packed(2, X, INT))], "int where bytes"),
-        (lambda c: [frame(REPLIES, c, packed(3, X, X, X))], "never packed or has been answered"),
-        (lambda c: [frame(REPLIES, c, packed(2, X, X), flags=1)], "flags 1"),
-        (lambda c: [frame(REPLY, c, X), frame(REPLIES, c, packed(2, X, X))], "never packed or has been answered"),
+        (lambda c: [frame(REPLIES, c, packed(33, *[INT] * 33))], "33 packed calls"),
+        (lambda c: [frame(REPLIES, c, packed(2, INT))], "too early"),
+        (lambda c: [frame(REPLIES, c, packed(2, INT, INT, INT))], "behind the last"),
+        (lambda c: [frame(REPLIES, c, packed(2, INT, X))], "bytes where int"),
+        (lambda c: [frame(REPLIES, c, packed(3, INT, INT, INT))], "never packed or has been answered"),
+        (lambda c: [frame(REPLIES, c, packed(2, INT, INT), flags=1)], "flags 1"),
+        (lambda c: [frame(REPLY, c, INT), frame(REPLIES, c, packed(2, INT, INT))], "never packed or has been answered"),
     ],
 )
 def test_plugins_that_break_the_protocol(answer: Callable[[int], list[bytes]], why: str) -> None:
@@ -365,7 +347,7 @@ def test_plugins_that_break_the_protocol(answer: Callable[[int], list[bytes]], w
 def test_a_call_by_itself_is_not_answered_in_a_frame_of_several() -> None:
     def answer(call: int) -> list[bytes]:
         first.append(call)
-        return [frame(REPLIES, call, packed(2, X, X)) if len(first) == 1 else frame(REPLIES, call, packed(1, X))]
+        return [frame(REPLIES, call, packed(2, INT, INT)) if len(first) == 1 else frame(REPLIES, call, packed(1, INT))]
 
     first: list[int] = []
     with pytest.raises(RemoteProtocolError, match="never packed"):
@@ -375,7 +357,7 @@ def test_a_call_by_itself_is_not_answered_in_a_frame_of_several() -> None:
 
 def test_any_call_of_several_may_be_answered_by_itself() -> None:
     def answer(call: int) -> list[bytes]:
-        return [frame(ERROR, call + 1, pack_error(KeyError(1))), frame(REPLIES, call, packed(1, X))]
+        return [frame(ERROR, call + 1, pack_error(KeyError(1))), frame(REPLIES, call, packed(1, INT))]
 
     with pytest.raises(RemoteError):
         hostile_plugin(answer)

@@ -35,6 +35,7 @@ cdef class Caller(Told):
     cdef int transmit_packed(self, Flight flight, Bound method, Py_ssize_t count, int64_t until) except -1
     cdef uint64_t begin(self, Bound method, tuple args, dict kwargs, int64_t until, int flags) except 0
     cdef uint64_t request(self, Bound method, object args, dict kwargs, bint bare, int64_t until, int flags, object metadata) except 0
+    cdef int64_t remaining_ns(self, Bound method, int64_t until) except -1      # DeadlineExceeded when there is none
     cdef object unsent(self, Bound method, tuple args, dict kwargs, object error)
     # The request that is being made: its number, once it is whole; what the link had sent before; which argument is encoded.
     cdef uint64_t made

@@ -221,10 +221,7 @@ cdef class Caller(Told):
             method.codec.put_arguments(self.enc, <tuple>args, kwargs, &self.argument)
         header.flags = <uint16_t>flags
         self.spill(&header)
-        if until:
-            header.remaining_ns = until - fp_now_ns()
-            if header.remaining_ns <= 0:
-                raise DeadlineExceeded(f"{method.codec.qualified}(): the deadline was over before the call; nothing was sent")
+        header.remaining_ns = self.remaining_ns(method, until) if until else 0
         self.next_call += 1
         self.made = self.next_call
         header.kind, header.call, header.interface, header.method = FRAME_REQUEST, self.made, method.interface, method.index
@@ -232,6 +229,12 @@ cdef class Caller(Told):
         self.calls += 1
         self.sending = False
         return header.call
+
+    cdef int64_t remaining_ns(self, Bound method, int64_t until) except -1:
+        cdef int64_t left = until - fp_now_ns()
+        if left <= 0:
+            raise DeadlineExceeded(f"{method.codec.qualified}(): the deadline was over before the call; nothing was sent")
+        return left
 
     cdef object unsent(self, Bound method, tuple args, dict kwargs, object error):
         """A request was not, or not wholly, sent: the error to raise."""
@@ -424,10 +427,7 @@ cdef class Caller(Told):
         memcpy(self.enc.data, &calls, sizeof(calls))
         self.sending = True
         try:
-            if until:
-                header.remaining_ns = until - fp_now_ns()
-                if header.remaining_ns <= 0:
-                    raise DeadlineExceeded(f"{method.codec.qualified}(): the deadline was over before the call; nothing was sent")
+            header.remaining_ns = self.remaining_ns(method, until) if until else 0
             self.made = self.next_call + 1
             self.next_call += count
             header.kind, header.call, header.interface, header.method = FRAME_REQUESTS, self.made, method.interface, method.index

@@ -40,8 +40,8 @@ cdef class Flight(Pending):
     cdef int add(self, Turn caller, uint64_t number, int64_t until) except -1
     cdef int add_done(self, int state, object value) except -1
     cdef object take(self, int* state)
-    cdef object take_answered(self)
-    cdef bint arrived(self, Turn caller, Place* place, uint64_t number, int state, object value) except -1
+    cdef object pop(self)
+    cdef int arrived(self, Turn caller, Place* place, uint64_t number, int state, object value) except -1
     cdef int settle(self, Place* place, int state, object value) except -1
     cdef int expire(self, object error) except -1
     cdef object drop(self, uint64_t* number)

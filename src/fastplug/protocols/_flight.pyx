@@ -79,15 +79,15 @@ cdef class Flight(Pending):
         self.settled += state != CALLED
         return 0
 
-    cdef object take_answered(self):
-        """The next item's result, which is there."""
+    cdef object pop(self):
+        """What the next item's place holds, which is free from now on."""
         cdef Place* place = self.first()
         value = <object>place.value
         Py_DECREF(value)
         place.value = NULL
         place.number = 0
         self.head += 1
-        self.settled -= 1
+        self.settled -= place.state != CALLED
         return value
 
     cdef object take(self, int* state):
@@ -104,14 +104,8 @@ cdef class Flight(Pending):
                     place[0] = other[0]
                     other[0] = moved
                     break
-        value = <object>place.value
         state[0] = place.state
-        Py_XDECREF(place.value)
-        place.value = NULL
-        place.number = 0
-        self.head += 1
-        self.settled -= state[0] != CALLED
-        return value
+        return self.pop()
 
     # -- answers
 
@@ -139,7 +133,8 @@ cdef class Flight(Pending):
             value = (<Reading>caller).result_of(header, self.codec, place.until)
         except Exception as error:
             state, value = FAILED, (<Reading>caller).of_call(header, self.codec, error)
-        return self.arrived(caller, place, header.call, state, value)
+        self.arrived(caller, place, header.call, state, value)
+        return True
 
     cdef int claim_packed(self, Turn caller, uint64_t number, int count) except -1:
         cdef Place* place
@@ -153,7 +148,7 @@ cdef class Flight(Pending):
             taken += 1
         return taken
 
-    cdef bint arrived(self, Turn caller, Place* place, uint64_t number, int state, object value) except -1:
+    cdef int arrived(self, Turn caller, Place* place, uint64_t number, int state, object value) except -1:
         if place.number != number or place.caller != <PyObject*>caller or place.state != PENDING:
             place = self.place_of(caller, number)       # while it was decoded others took results, and places were exchanged
         if place != NULL:
@@ -161,7 +156,7 @@ cdef class Flight(Pending):
         else:
             caller.pending.pop(number, None)            # given up while its answer was decoded
             caller.update_duplex()
-        return True
+        return 0
 
     cdef int settle(self, Place* place, int state, object value) except -1:
         cdef Turn caller = <Turn>place.caller

@@ -36,3 +36,4 @@ cdef class Reading(Turn):
     cdef object failure(self, Exception error, str method)
     cdef int _drop(self, FrameHeader* header) except -1
     cdef int unpack(self, FrameHeader* header) except -1
+    cdef int came_late(self, uint64_t number) except -1

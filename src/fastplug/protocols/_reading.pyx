@@ -254,9 +254,7 @@ cdef class Reading(Turn):
             else:
                 if self.pending.get(number, UNKNOWN) is not None:
                     raise RemoteProtocolError(f"a packed reply to call {number} came, which was never packed or has been answered")
-                del self.pending[number]
-                self.update_duplex()
-                self.late += 1
+                self.came_late(number)
                 skip_value(self.dec)
                 taken = 1
             number += taken
@@ -264,15 +262,19 @@ cdef class Reading(Turn):
         finish(self.dec)
         return self.link.consumed()
 
+    cdef int came_late(self, uint64_t number) except -1:
+        """The end of a call that was given up."""
+        del self.pending[number]
+        self.late += 1
+        return self.update_duplex()
+
     cdef int _drop(self, FrameHeader* header) except -1:
         """A frame that nobody waits for any more: the blocks it names go back."""
         if header.kind == FRAME_CREDIT or header.kind == FRAME_CLOSE:
             return 0
         self.unspill(header)
         if header.kind != FRAME_ITEM:
-            del self.pending[header.call]
-            self.update_duplex()
-            self.late += 1
+            self.came_late(header.call)
         if header.kind == FRAME_REPLY or header.kind == FRAME_ITEM:
             skip_value(self.dec)
         return self.link.consumed()

@@ -264,7 +264,7 @@ cdef class Mapped:
         if self.iterated:
             raise iterated_already(f"map of {self.method.codec.qualified}()")
         if flight.count() > self.low and flight.first().state == ANSWERED and not flight.closed:
-            return flight.take_answered()           # nothing to do besides
+            return flight.pop()         # nothing to do besides
         self.iterated = True
         try:
             if self.flight.count() <= self.low and not self.exhausted:

@@ -13,8 +13,7 @@ CANCELLED_MAX = 1024
 
 
 cdef class Running(Answering):
-    def __init__(self, link, port, line, interfaces):
-        Answering.__init__(self, link, port, line, interfaces)
+    def __cinit__(self):
         self.cancelled, self.below = {}, {}
 
     def current_context(self) -> object:

@@ -3,7 +3,7 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
-from fastplug._wire cimport Decoder, FrameHeader
+from fastplug._wire cimport Decoder, FrameHeader, MethodCodec
 from fastplug.protocols._activity cimport Activation, PluginReferences
 from fastplug.protocols._running cimport Running
 from fastplug.protocols._served cimport Served
@@ -33,6 +33,7 @@ cdef class Server(Running):
     cdef int packed_count(self, FrameHeader* header, Served served) except -1
     cdef int run_together(self, FrameHeader* one, Served served, Decoder dec, uint64_t end) except -1
     cdef int plain(self, FrameHeader* header, Served served, Decoder dec, bint last) except -1
+    cdef int refuse(self, FrameHeader* header, MethodCodec codec, Phase phase, tuple outer, object error) except -1
     cdef object unbuilt(self, FrameHeader* header, object error)
     cdef int left(self, tuple outer) except -1
     cdef int run_one(self, Activation call) except -1

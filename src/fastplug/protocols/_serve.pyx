@@ -261,12 +261,7 @@ cdef class Server(Running):
             error = codec.unfit_result(result, raised) if phase == ENCODING and self.at_home() else raised
             result = None
             drop_values(&values)
-            if phase == RUNNING:
-                self.left(outer)
-            if not self.at_home() or phase == DECODING and not isinstance(error, Unbuilt):
-                raise codec.located(error)
-            self.pack_error(self.unbuilt(header, error) if phase == DECODING else error)
-            self.answer(header, FRAME_ERROR)
+            self.refuse(header, codec, phase, outer, error)
         else:
             self.link.lazy = lazy
             self.answer(header, FRAME_REPLY)
@@ -293,8 +288,8 @@ cdef class Server(Running):
                 one.call += 1
             else:
                 self.run_together(&one, served, dec, end)
-            if self.stopping:
-                self.check_going()          # the link has ended, or was broken, while a handler waited
+                if self.stopping:
+                    self.check_going()      # as plain() does
         return self.send_results()
 
     cdef int packed_count(self, FrameHeader* header, Served served) except -1:
@@ -341,15 +336,19 @@ cdef class Server(Running):
             error = codec.unfit_result(result, raised) if phase == ENCODING and self.at_home() else raised
             result = None
             drop_values(&values)
-            if phase == RUNNING:
-                self.left(None)
-            if not self.at_home() or phase == DECODING:
-                raise codec.located(error)
-            self.send_results()
-            self.pack_error(error)
-            self.answer(one, FRAME_ERROR)
+            self.refuse(one, codec, phase, None, error)
             one.call += 1
         return 0
+
+    cdef int refuse(self, FrameHeader* header, MethodCodec codec, Phase phase, tuple outer, object error) except -1:
+        """The answer to a plain request is an error, behind the results before it; or it is about the connection, and raised."""
+        if phase == RUNNING:
+            self.left(outer)
+        if not self.at_home() or phase == DECODING and not isinstance(error, Unbuilt):
+            raise codec.located(error)
+        self.send_results()
+        self.pack_error(self.unbuilt(header, error) if phase == DECODING else error)
+        return self.answer(header, FRAME_ERROR)
 
     cdef object unbuilt(self, FrameHeader* header, object error):
         """A constructor refused an argument: as if the handler had raised it, since the caller chose the values."""

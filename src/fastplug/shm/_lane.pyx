@@ -297,7 +297,8 @@ cdef class Lane(Link):
         return 1
 
     cdef inline void _read_ahead(self, uint64_t published) noexcept:
-        """Of a batch the next frames come while this one is decoded. No line that the peer may still write is asked for."""
+        """The lines of this frame and, of a batch, of the next ones, which come while it is decoded. No line that the peer may still write is asked
+        for. Beside fetching only the second line of a frame and the first two of the next: a single call takes 0.87 of the time, a map the same."""
         cdef uint64_t end = self.head + (published if published < READ_AHEAD_BYTES else READ_AHEAD_BYTES)
         if self.fetched < self.head:
             self.fetched = self.head
