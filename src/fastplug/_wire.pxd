@@ -40,6 +40,7 @@ cdef enum FrameFlag:
     FLAG_WAITS = 2          # of a REQUEST: the caller waits on this lane, callbacks may come back on it
     FLAG_SPILLED = 1        # the payload lies in an arena block; inline there is only its reference (wire.md, "Spilled payloads")
     FLAG_METADATA = 4       # REQUEST: the caller's metadata stands in front of the arguments
+    FLAG_PROMPT = 8         # ITEM: its sender has room for few as large as this one, and waits for credit soon
 
 # wire.md, "Frames". All fields little-endian; a frame starts on a multiple of 64 bytes in a ring.
 cdef packed struct FrameHeader:
@@ -54,7 +55,12 @@ cdef packed struct FrameHeader:
 
 
 cdef inline int unknown_flags(const FrameHeader* header) noexcept:
-    return header.flags & ~<int>(FLAG_SPILLED if header.kind != FRAME_REQUEST else FLAG_SPILLED | FLAG_WAITS | FLAG_METADATA)
+    cdef int known = FLAG_SPILLED
+    if header.kind == FRAME_REQUEST:
+        known |= FLAG_WAITS | FLAG_METADATA
+    elif header.kind == FRAME_ITEM:
+        known |= FLAG_PROMPT
+    return header.flags & ~known
 
 cdef int bad_header(const FrameHeader* header) except -1
 cdef inline int check_header(const FrameHeader* header) except -1:
@@ -155,6 +161,7 @@ cdef class Link:
     cdef uint64_t sent                      # frames that the peer will see, where sending can end half-way
     cdef int flush(self) except -1
     cdef bint has_frame(self) except -1     # something can be received without waiting (a half frame may count)
+    cdef bint soon(self) except -1          # the same within some microseconds, where they can be waited without the system
     # Sends one frame: 1. Waits for space at most until `until_ns` (CLOCK_MONOTONIC, 0 = as long as the peer lives).
     # Raises DeadlineExceeded (nothing was sent), PluginDied, Closed, RemoteProtocolError.
     # 0, only when `asks` is set: nothing was sent; receive and decode what has come, then send again. Two full rings would wait for each
@@ -168,6 +175,8 @@ cdef class Link:
     # An event loop is about to sleep on descriptor(): True when there is something to receive already. Until disarm() the peer makes it readable.
     cdef bint arm(self) noexcept
     cdef void disarm(self) noexcept
+    # No frame will come any more, which a receive that does not wait need not say.
+    cdef bint ended(self) except -1
     # The frame received last has been decoded: whoever sent it may let go of the blocks that it names.
     cdef int consumed(self) except -1
 

@@ -338,8 +338,14 @@ cdef class Link:
     cdef bint has_frame(self) except -1:
         return False
 
+    cdef bint soon(self) except -1:
+        return self.has_frame()
+
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1:
         raise LocalProtocolError(f"{type(self).__name__} does not receive")
+
+    cdef bint ended(self) except -1:
+        return False
 
     cdef int consumed(self) except -1:
         return 0

@@ -341,26 +341,14 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = "float64") -> npt
     Raises:
         ArenaExhausted: over the plugin's arena limit.
     """
-    port = _serving_port()()
-    if port is None:
-        import numpy as np
-
-        return np.empty(shape, dtype)
-    found: npt.NDArray[Any] = _born_shared()(port.arena, shape, dtype)
+    found: npt.NDArray[Any] = _born()(shape, dtype)
     return found
 
 
 @functools.cache
-def _serving_port() -> Callable[[], Any]:
+def _born() -> Callable[..., Any]:
     """Loaded with the first array: an import statement takes half a microsecond each time."""
-    from fastplug.protocols._serve import serving_port
-
-    return serving_port
-
-
-@functools.cache
-def _born_shared() -> Callable[..., Any]:
-    from fastplug.shm._ndarray import empty as born
+    from fastplug.shm._ndarray import born
 
     return born
 

@@ -175,7 +175,6 @@ def check_caller(rng: random.Random) -> None:
     link = Script(next_frame)
     caller = Caller(link, DeferredPort(), lambda method: Closed("the end"))
     remotes = [Remote(caller, MethodCodec("fuzz.calls/1", one), 0, index, None, one.signature) for index, one in enumerate(METHODS)]
-    caller.packs = True
     for _ in range(3):
         one = rng.choice(remotes)
         if one.__name__ == "double" and rng.randrange(2):

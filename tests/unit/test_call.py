@@ -17,13 +17,15 @@ from tests.growing import growing_s
 from tests.tracing import not_traced
 from tests.unit.two_ends import NOW, SOON_S, Called, End, two_ends
 
+import fastplug
 from fastplug._wire import MethodCodec, pack_error, pack_header, unpack_header
 from fastplug.deadlines import deadline
 from fastplug.errors import Closed, DeadlineExceeded, LocalProtocolError, RemoteError, RemoteProtocolError
+from fastplug.handshake.environment import FAST_VERSIONS
 from fastplug.interfaces import interface, interface_of
 from fastplug.protocols._call import Caller
 from fastplug.protocols._remote import Remote
-from fastplug.protocols._serve import Server, serving_port
+from fastplug.protocols._serve import Server
 
 REQUEST, REPLY, ERROR = 1, 2, 3
 SPILLED = 1
@@ -271,8 +273,12 @@ def test_finish_sends_the_reply_of_the_call_in_hand(connected: Connected) -> Non
     assert found == [7]
 
 
-def test_there_is_no_serving_port_outside_of_handlers() -> None:
-    assert serving_port() is None
+def test_there_is_no_serving_arena_outside_of_handlers() -> None:
+    assert fastplug.empty(1000).flags.owndata
+
+
+def test_the_newest_version_is_spoken_unless_another_was_agreed_on(connected: Connected) -> None:
+    assert connected.call.caller.version == max(FAST_VERSIONS)
 
 
 # -- a plugin that breaks the rules

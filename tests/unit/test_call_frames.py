@@ -114,6 +114,8 @@ def run_both(hostile: Hostile, name: str) -> None:
         ("each", lambda c: [frame(RETURN, 1, INT)], "kind 10"),
         ("double", lambda c: [frame(ITEM, c, INT)], "never made"),
         ("double", lambda c: [frame(CANCEL, c)], "kind 8"),
+        ("double", lambda c: [frame(REPLY, c, INT, flags=8)], "unknown flags 0x0008"),
+        ("count", lambda c: [frame(ITEM, c, INT, flags=16)], "unknown flags 0x0010"),
     ],
 )
 def test_plugins_that_break_the_protocol(name: str, answer: Callable[[int], list[bytes]], why: str) -> None:
@@ -307,4 +309,18 @@ def test_errors_of_streams_come_at_their_place() -> None:
     assert next(stream) == 4
     with pytest.raises(RemoteError, match="KeyError"):
         next(stream)
+    hostile.end()
+
+
+def test_a_loop_that_looks_hears_that_nothing_will_come() -> None:
+    """It does not wait for frames, which would say so: it would look for ever, and keep the GIL from whoever ends the connection."""
+    hostile = Hostile(lambda _: [])
+    call = hostile.method("double").submit((1,), {})
+    assert hostile.caller.read_ready()
+    assert not call.done()
+    hostile.host.lane.peer_gone()
+    assert hostile.caller.read_ready()
+    assert call.done()
+    with pytest.raises(ConnectionError):
+        call.result(SOON_S)
     hostile.end()

@@ -84,11 +84,12 @@ def test_calls() -> None:
         assert called.total(iter(range(50))) == 1225
         assert list(Mapped(called.double, (range(20),), 10, True, False))[-1] == 38
 
-    calls()
-    before = allocated()
-    for _ in range(ROUNDS):
-        calls()
-    assert allocated() == before
+    found = []
+    for _ in range(2):  # by the end of the first, methods are known to be quick, and answers go several in a message
+        for _ in range(ROUNDS):
+            calls()
+        found.append(allocated())
     called.end()
     host.close()
     plugin.close()
+    assert found[1] == found[0]

@@ -68,7 +68,6 @@ class Plain:
 def called() -> Iterator[Called]:
     host, plugin = two_ends()
     called = Called(host, plugin, interface_of(Packed), Plain())
-    called.caller.packs = True
     yield called
     called.end()
     assert host.in_use() == plugin.in_use() == NOTHING_OUT
@@ -104,7 +103,6 @@ def test_a_map_gives_what_calls_one_by_one_give(given_items: list[tuple[Any, str
     rings are small, a frame inline takes 256 bytes."""
     host, plugin = two_ends()
     called = Called(host, plugin, interface_of(Packed), Plain())
-    called.caller.packs = True
     try:
         with deadline(after_s=SOON_S):
             if quick:
@@ -130,7 +128,7 @@ def test_calls_do_share_frames() -> None:
     index, method = next((i, m) for i, m in enumerate(interface_of(Packed).methods) if m.name == "echo")
     remote = Remote(caller, MethodCodec("test.packed/1", method), 0, index, None, method.signature)
     for packs, expected in ((True, [REQUESTS, REQUESTS]), (False, [REQUEST] * 40)):
-        caller.packs = packs
+        caller.version = 3 if packs else 2
         results = Mapped(remote, ([b"x"] * 40,), 64, True, True)
         answering = threading.Thread(target=outcomes, args=(results,))
         answering.start()
@@ -316,7 +314,6 @@ def test_a_map_is_left_while_its_results_fill_the_ring(called: Called, in_flight
 def hostile_plugin(answer: Callable[[int], list[bytes]]) -> None:
     """A map of two from one that answers with these frames, and a call behind it."""
     hostile = Hostile(answer)
-    hostile.caller.packs = True
     double = hostile.method("double")
     try:
         with deadline(after_s=SOON_S):

@@ -63,7 +63,9 @@ cdef class PluginReferences(References):
 
 cdef class Activity(Asking):
     cdef readonly CallbackLine line
-    cdef object streams                 # Activations with a stream that may send: a deque
+    # Activations with a stream that may send: the first of them while no other is in front, and the others, a deque to which any thread adds.
+    cdef Activation front
+    cdef object streams
     cdef dict active                    # number -> Activation that frames may be about
     cdef dict asked                     # number -> Asked
     cdef uint64_t next_callback
@@ -94,6 +96,7 @@ cdef class Activity(Asking):
     cdef int advance(self, Activation call) except -1
     cdef int end_stream(self, Activation call, object error) except -1
     cdef int queue(self, Activation call) except -1
+    cdef Activation next_stream(self)
     cdef bint goes_on(self, Activation call) except -1
     cdef int about(self, FrameHeader* header) except -1
     cdef int fed(self, FrameHeader* header, Activation call) except -1

@@ -344,7 +344,7 @@ cdef class Caller(Told):
         try:
             if self.refusal is not None:
                 raise self._refused()
-            packs = self.packs and method.codec.packs and get_value(METADATA) is None
+            packs = self.version >= 3 and method.codec.packs and get_value(METADATA) is None
             self.link.lazy = not packs
             flight.enlist(self)
             while at < len(batch):

@@ -67,7 +67,7 @@ cdef class Reading(Turn):
                     if self.has_item(call):
                         self.feed_one(call)
                         continue
-            if call.items is not None:
+            if call.items is not None and call.items.taken and not self.link.soon():
                 self.credit(call.number, call.items.grant())
             if not self.link.receive(&header, self.dec, until):
                 return 0
@@ -153,16 +153,12 @@ cdef class Reading(Turn):
         cdef Py_ssize_t size
         self.sending = True
         try:
-            memset(&header, 0, sizeof(FrameHeader))
             try:
-                size = self.encode_streamed(call.codec, value, False)
-                self.spill(&header)
+                size = self.make_item(&header, call.number, call.codec, value, False)
             except Exception as error:
                 self.port.rollback()
                 self.enc.let_go()
                 return self.end_feed(call, error)
-            header.kind = FRAME_ITEM
-            header.call = call.number
             self.transmit(&header, call.until)
         finally:
             self.sending = False
@@ -318,7 +314,7 @@ cdef class Reading(Turn):
     cdef int take_item(self, FrameHeader* header, Pending call) except -1:
         self.unspill(header)
         try:
-            call.items.arrived(call.codec.decode_item(self.dec), header.blocks != 0)
+            call.items.arrived(call.codec.decode_item(self.dec), self.prompts(header))
             call.wake()
         except Unbuilt as error:
             skip_rest(self.dec)

@@ -62,8 +62,8 @@ cdef class Running(Answering):
         return self.cancelled.pop(call, self) is None
 
     cdef tuple enter(self, Activation call):
-        """This call's handler or generator runs from now on: what ran before, for leave()."""
-        cdef tuple outer = self.suspend()
+        """This call's handler or generator runs from now on: what ran before, for leave(); None when nothing did."""
+        cdef tuple outer = self.suspend() if self.depth else None
         self.depth += 1
         self.awaited += call.flags & FLAG_WAITS != 0
         call.running = True
@@ -74,7 +74,11 @@ cdef class Running(Answering):
         self.depth -= 1
         self.awaited -= call.flags & FLAG_WAITS != 0
         call.running = False
-        return self.resume(outer)
+        if outer is not None:
+            return self.resume(outer)
+        self.running = 0
+        self.context = self.current = None
+        return 0
 
     cdef tuple suspend(self):
         """Another call runs on top of what runs now: what resume() wants to know. A plain call has nothing else that its cancellation finds."""

@@ -4,7 +4,6 @@ from typing import Any, Final, final
 from fastplug._wire import ArrayPort, Link, MethodCodec
 from fastplug.protocols._running import Running
 from fastplug.protocols._tasks import Tasks
-from fastplug.shm._port import ArenaPort
 
 QUEUED_MAX: Final[int]
 
@@ -22,5 +21,3 @@ class Server(Running):
     @property
     def tasks(self) -> Tasks | None: ...
     def run(self) -> None: ...
-
-def serving_port() -> ArenaPort | None: ...

@@ -6,7 +6,6 @@ docs/decisions/2026-11-26-many-calls.md says why.
 """
 
 import collections
-import contextvars
 import functools
 
 from cpython.object cimport PyObject
@@ -22,6 +21,7 @@ from fastplug.protocols._answering cimport BATCH_ANSWERS, QUICK_RUNS, TICK_FRAME
 from fastplug.protocols._running cimport Running
 from fastplug.protocols._served cimport Served
 from fastplug.protocols._streams cimport WINDOW_ITEMS, Outgoing
+from fastplug.shm._port cimport SERVING as SERVING_PORT
 
 from fastplug._wire_words import Unbuilt
 from fastplug.contexts import CALLS, Context
@@ -42,8 +42,6 @@ QUEUED_MAX = 4096
 cdef Py_ssize_t _QUEUED_MAX = QUEUED_MAX
 # While the plugin keeps callbacks, an idle server looks this often whether one was dropped.
 cdef int64_t RELEASE_SLICE_NS = 500_000_000
-# The port of the connection whose handler runs on this thread, or in this task: fastplug.empty() makes its arrays there.
-_serving = contextvars.ContextVar("fastplug.serving", default=None)
 
 
 cdef class Server(Running):
@@ -63,6 +61,8 @@ cdef class Server(Running):
         self.dec.references = self.spare.references = self.references
         self.ready = collections.deque()
         self.tasks = None if first is None else first.tasks
+        if first is not None:
+            self.version = first.version
         if any((<Served>one).asynchronous for methods in self.interfaces for one in methods):
             self.link.await_stirs()
             if self.tasks is None:
@@ -72,7 +72,7 @@ cdef class Server(Running):
 
     def run(self) -> None:
         """Handles calls until the link ends. Raises RemoteProtocolError when the host breaks the protocol."""
-        _serving.set(self.arena_port)
+        SERVING_PORT.set(self.arena_port)
         CALLS.current, SERVING.server = self.current_context, self
         self.thread = PyThread_get_thread_ident()
         if self.arena_port is not None:
@@ -90,14 +90,14 @@ cdef class Server(Running):
             self.close_streams()
             if self.arena_port is not None:
                 self.arena_port.end_serving()
-            _serving.set(None)
+            SERVING_PORT.set(None)
             CALLS.current = SERVING.server = None
             self.references.server = None
 
     # -- what comes next
 
     cdef bint runnable(self) except -1:
-        return self.link.has_frame() or bool(self.streams) or self.kept and self.next_kept() >= 0
+        return self.link.has_frame() or self.front is not None or bool(self.streams) or self.kept and self.next_kept() >= 0
 
     cdef int step(self) except -1:
         """One frame, one handler, or one item."""
@@ -110,11 +110,11 @@ cdef class Server(Running):
                 del self.ready[place]
                 return self.run_one(call)
             self.kept = bool(self.ready)
-        if self.streams and not self.link.has_frame():
+        if (self.front is not None or self.streams) and not self.link.has_frame():
             if self.stopping:
                 raise EOFError
             self.link.flush()
-            return self.advance(self.streams.popleft())
+            return self.advance(self.next_stream())
         if self.line.released and not self.link.has_frame():
             self.line.tell_released()
         if self.link.receive(&header, self.dec, fp_now_ns() + RELEASE_SLICE_NS if self.line.alive else 0):
@@ -425,8 +425,3 @@ cdef class Server(Running):
         except BaseException as raised:
             self.pack_error(raised)
         return self.finish(call, FRAME_ERROR)
-
-
-def serving_port():
-    """The ArenaPort of the connection whose handler runs on this thread, or in this task; None elsewhere."""
-    return _serving.get()

@@ -6,6 +6,10 @@ from fastplug._wire cimport ArrayPort, Decoder, Encoder, FrameHeader, Link, Meth
 from fastplug.shm._port cimport ArenaPort
 
 
+cdef enum:
+    NEWEST_VERSION = 3      # handshake.environment.FAST_VERSIONS
+
+
 cdef class Session:
     cdef readonly Link link
     cdef readonly ArrayPort port
@@ -16,10 +20,13 @@ cdef class Session:
     cdef bint sending                   # enc holds a frame that is being made or sent
     cdef Py_ssize_t stream_bytes        # of a stream that may be under way (Outgoing.limit)
     cdef Py_ssize_t packed_bytes        # that packed calls, or their results, take
+    cdef public int version             # of the fast protocol that the peer speaks: 2 has many calls, streams and callbacks, 3 packs
     cdef bint at_home(self) noexcept    # marks live per extension module, so only this one compares them
     # Sends what is in enc; the header's kind, call, method and so on are set. Raises what Link.send does, ArenaExhausted.
     cdef int transmit(self, FrameHeader* header, int64_t until) except -1
-    cdef Py_ssize_t encode_streamed(self, MethodCodec codec, object value, bint result) except -1
+    # The frame of one item of a stream; what it counts for in Outgoing.limit.
+    cdef Py_ssize_t make_item(self, FrameHeader* header, uint64_t call, MethodCodec codec, object value, bint result) except -1
+    cdef bint prompts(self, const FrameHeader* header) noexcept     # an item's sender waits for credit soon
     cdef int spill(self, FrameHeader* header) except -1
     cdef int unspill(self, FrameHeader* header) except -1
     # A frame without values.

@@ -5,6 +5,7 @@ from fastplug._wire import ArrayPort, Link
 @disjoint_base
 class Session:
     def __init__(self, link: Link, port: ArrayPort) -> None: ...
+    version: int
     @property
     def link(self) -> Link: ...
     @property

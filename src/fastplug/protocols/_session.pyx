@@ -3,7 +3,8 @@
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastplug._wire cimport FLAG_SPILLED, FRAME_CREDIT, PACKED_BYTES, ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec
+from fastplug._wire cimport FLAG_PROMPT, FLAG_SPILLED, FRAME_CREDIT, FRAME_ITEM, PACKED_BYTES, ArrayPort, Decoder, Encoder, FrameHeader, Link, MethodCodec
+from fastplug.protocols._streams cimport WINDOW_ITEMS
 from fastplug.shm._port cimport ArenaPort
 
 from fastplug.errors import LocalProtocolError, RemoteProtocolError
@@ -39,21 +40,32 @@ cdef class Session:
         self.enc.gathers = link.gathers
         self.dec = Decoder(port)
         self.mark = fp_mark()
+        self.version = NEWEST_VERSION
         self.packed_bytes = min(PACKED_BYTES, link.inline_limit or PACKED_BYTES)
         self.stream_bytes = STREAM_LIMITS * link.inline_limit or STREAM_BYTES
 
     cdef bint at_home(self) noexcept:
         return fp_is_home(self.mark)
 
-    cdef Py_ssize_t encode_streamed(self, MethodCodec codec, object value, bint result) except -1:
-        """Encodes an item of a stream: what it counts for in Outgoing.limit."""
+    cdef Py_ssize_t make_item(self, FrameHeader* header, uint64_t call, MethodCodec codec, object value, bint result) except -1:
         cdef uint64_t copied = self.port.copied_bytes
+        cdef Py_ssize_t size
+        memset(header, 0, sizeof(FrameHeader))
+        header.kind = FRAME_ITEM
+        header.call = call
         self.enc.reset()
         if result:
             codec.encode_item(self.enc, value)
         else:
             codec.encode_fed(self.enc, value)
-        return self.enc.size + self.enc.outside + (<Py_ssize_t>(self.port.copied_bytes - copied) >> COPIED_SHIFT)
+        size = self.enc.size + self.enc.outside + (<Py_ssize_t>(self.port.copied_bytes - copied) >> COPIED_SHIFT)
+        if size * WINDOW_ITEMS > self.stream_bytes and self.version >= 3:
+            header.flags = FLAG_PROMPT
+        self.spill(header)
+        return size
+
+    cdef bint prompts(self, const FrameHeader* header) noexcept:
+        return header.flags & FLAG_PROMPT != 0 if self.version >= 3 else header.blocks != 0
 
     cdef int spill(self, FrameHeader* header) except -1:
         if self.link.inline_limit and self.enc.size > self.link.inline_limit:

@@ -5,14 +5,16 @@ from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
     WINDOW_ITEMS = 32       # wire.md: the credit that a stream starts with, and the most that may be under way
-    GRANT_ITEMS = 16        # the receiver tells what was taken when it is as much as this, and before each wait (Incoming.due)
+    GRANT_ITEMS = 16        # the receiver tells what was taken when it is as much as this, and before each longer wait (Incoming.due)
 
 
 cdef class Outgoing:
     # The sender's half. OPEN -> done (ended, failed, or closed by the receiver).
     cdef object iterator
     cdef Py_ssize_t credit              # items that may be sent
-    cdef object sizes                   # bytes of each item under way, oldest first
+    cdef Py_ssize_t sizes[WINDOW_ITEMS] # bytes of each item under way: a ring, oldest first
+    cdef uint32_t oldest
+    cdef uint32_t items
     cdef Py_ssize_t under_way           # their sum
     cdef Py_ssize_t limit               # more than this is not under way, unless one item alone is
     cdef bint done
@@ -30,8 +32,8 @@ cdef class Incoming:
     cdef Py_ssize_t taken               # by the consumer, since the last CREDIT
     cdef bint ended                     # END or ERROR came
     cdef object error                   # what to raise behind the last value
-    cdef bint large                     # items lie in blocks: fewer of them may be under way, as their sender sees fit
-    cdef int arrived(self, object value, bint large) except -1          # RemoteProtocolError: it had no credit
+    cdef bint prompt                    # fewer than WINDOW_ITEMS may be under way, as their sender sees fit
+    cdef int arrived(self, object value, bint prompt) except -1         # RemoteProtocolError: it had no credit
     cdef object take(self)
     cdef bint due(self) noexcept                             # enough was taken to tell
     cdef uint32_t grant(self) noexcept                       # what CREDIT is to say now; 0: nothing

@@ -18,24 +18,27 @@ cdef class Outgoing:
     def __init__(self, iterator, limit: int):
         self.iterator = iterator
         self.credit = WINDOW_ITEMS
-        self.sizes = collections.deque()
         self.limit = limit
 
     cdef bint may_send(self) noexcept:
         return not self.done and self.credit > 0 and (self.under_way < self.limit or not self.under_way)
 
     cdef int sent(self, Py_ssize_t size) except -1:
-        self.credit -= 1
-        self.sizes.append(size)
+        self.credit -= 1                # may_send() was true: fewer than WINDOW_ITEMS are under way
+        self.sizes[(self.oldest + self.items) % WINDOW_ITEMS] = size
+        self.items += 1
         self.under_way += size
         return 0
 
     cdef int granted(self, uint32_t items) except -1:
-        if not 0 < items <= len(self.sizes):
-            raise RemoteProtocolError(f"the peer gave credit for {items} items of a stream that has {len(self.sizes)} under way")
+        if not 0 < items <= self.items:
+            raise RemoteProtocolError(f"the peer gave credit for {items} items of a stream that has {self.items} under way")
         self.credit += items
-        for _ in range(items):
-            self.under_way -= <Py_ssize_t>self.sizes.popleft()
+        self.items -= items
+        while items:
+            self.under_way -= self.sizes[self.oldest]
+            self.oldest = (self.oldest + 1) % WINDOW_ITEMS
+            items -= 1
         return 0
 
     def stop(self) -> None:
@@ -53,13 +56,13 @@ cdef class Incoming:
     def __init__(self):
         self.values = collections.deque()
 
-    cdef int arrived(self, object value, bint large) except -1:
+    cdef int arrived(self, object value, bint prompt) except -1:
         if self.ended:
             raise RemoteProtocolError("the peer sent an item of a stream behind its end")
         if self.untold >= WINDOW_ITEMS:
             raise RemoteProtocolError(f"the peer sent an item of a stream without credit: {self.untold} are under way")
         self.untold += 1
-        self.large = large
+        self.prompt = prompt
         self.values.append(value)
         return 0
 
@@ -68,7 +71,7 @@ cdef class Incoming:
         return self.values.popleft()
 
     cdef bint due(self) noexcept:
-        return self.taken >= GRANT_ITEMS or self.large and 2 * self.taken >= self.untold
+        return self.taken >= GRANT_ITEMS or self.prompt and 2 * self.taken >= self.untold
 
     cdef uint32_t grant(self) noexcept:
         cdef Py_ssize_t items = self.taken

@@ -80,6 +80,8 @@ cdef class Told(Reading):
                 self.dispatch(&header)
                 if self.asked:
                     self.run_asked()
+            if self.link is not None and self.link.ended():     # else loops that wait would look for ever, and nobody else come to run
+                raise EOFError
         except Exception as error:
             self.fail_all(self.failure(error, None))
         return 0

@@ -87,8 +87,6 @@ cdef class Turn(Session):
     cdef bint armed                     # the link makes their descriptors readable
     cdef object refusal                 # an error class and text once the link cannot be used any more
     cdef int owner_pid
-    cdef public bint signals            # the peer knows CLOSE and CANCEL (version 2)
-    cdef public bint packs              # it knows packed calls (version 3)
     cdef bint called_back(self, unsigned long thread) noexcept
     cdef int urgency(self, Pending call, unsigned long me) except -2
     cdef int _lock(self, int64_t until, str what) except -1

@@ -113,7 +113,6 @@ cdef class Turn(Session):
         self.later = []
         self.finished = []
         self.watches = []
-        self.signals = True
 
     def close(self, error) -> None:
         """From now on calls raise ``error``, or what it returns if it is a callable. Who waits is woken by the link's own end."""
@@ -341,7 +340,7 @@ cdef class Turn(Session):
 
     cdef int flush_later(self) except -1:
         cdef list later
-        if self.link is None or self.refusal is not None or not self.signals or not self.at_home():
+        if self.link is None or self.refusal is not None or self.version < 2 or not self.at_home():
             self.later.clear()          # a forked child must not speak on its parent's socket
             return 0
         later, self.later = self.later, []

@@ -141,7 +141,7 @@ class _Lane:
         self.near, self.far = _pair()
         registry: Registry | None = None if first is None else first.caller.registry
         self.caller = Caller(self.near, DeferredPort(context.config.strict_zero_copy), context.lost, registry)
-        self.caller.lane, self.caller.packs = number, True
+        self.caller.lane = number
         self.server = Server(self.far, DeferredPort(), served_by, None if first is None else first.server)
         self.thread = threading.Thread(target=run, args=(self.server,), name=name, daemon=True)
 

@@ -29,6 +29,7 @@ cdef class Arena(Owner):
     cdef dict forwarded                 # id of a Lease -> Block that stands for it
     cdef dict foreign_ids               # id of another process's Segment -> its id here
     cdef set disowned                   # ids of such segments whose owner has given them up
+    cdef OwnLease lease(self, uint64_t bytes)           # memory that is free again when the lease and all loans are gone; ArenaExhausted
     cdef Block take(self, uint64_t bytes)               # with one local lease, the caller's; ArenaExhausted
     cdef Block take_spare(self, uint64_t bytes)         # the same, but never from the last part of the limit: None then
     cdef int settle(self, Block block) except -1        # a local lease ended, or the block was named: put it where it belongs

@@ -13,7 +13,7 @@ import threading
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from fastplug.shm._loans cimport Shelf, borrowers_of, watch
+from fastplug.shm._loans cimport Shelf, bare_lease, borrowers_of, watch
 from fastplug.shm._segment cimport Segment
 from fastplug.shm._space cimport PAGE_BYTES, SMALL_BYTES, Space, block_bytes, size_class_of
 
@@ -68,6 +68,11 @@ cdef class Arena(Owner):
         self._grow(min(first_bytes, limit_bytes))
 
     # -- allocation
+
+    cdef OwnLease lease(self, uint64_t bytes):
+        cdef OwnLease lease = bare_lease()
+        lease.block = self.take(bytes or 1)      # whose local lease is this one
+        return lease
 
     cdef Block take(self, uint64_t bytes):
         cdef int size_class
@@ -376,11 +381,7 @@ cdef class Arena(Owner):
 
     def allocate(self, bytes: int) -> OwnLease:
         """A block for ``bytes`` bytes, as a lease: its memory is free again when the lease and all loans are gone. Raises ArenaExhausted."""
-        cdef Block block = self.take(max(bytes, 1))
-        try:
-            return own_lease(block)
-        finally:
-            self.let_go(block)
+        return self.lease(bytes)
 
     def close(self) -> None:
         """Nothing is taken from it any more: each segment goes with the last array over it."""

@@ -57,10 +57,7 @@ cdef class Lane(Link):
     cdef int drop_holds(self) except -1
     cdef int _settle_holds(self) except -1
     cdef uint64_t _inbound(self) except? 0xFFFFFFFFFFFFFFFF
-    cdef int _lost_tail(self, uint64_t published) except -1
     cdef void _read_ahead(self, uint64_t published) noexcept
-    cdef int _cut_off(self, uint32_t size, uint64_t published) except -1
-    cdef int _bad_pad(self, uint64_t need, uint64_t index) except -1
     cdef int _take(self, FrameHeader* header, Decoder dec) except -1
     cdef int _wait_data(self, int64_t until_ns) except -1
     cdef int _wait_space(self, uint64_t need, int64_t until_ns) except -1

@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 
 from fastplug._wire cimport FRAME_PAD, HEADER_BYTES, Decoder, Encoder, FrameHeader, Link, check_header
 from fastplug.shm._placement cimport Placement
-from fastplug.shm._rings cimport ring_of
+from fastplug.shm._rings cimport bad_pad, cut_off, lost_tail, ring_of
 from fastplug.shm._segment cimport Segment
 
 from fastplug.errors import DeadlineExceeded, LocalProtocolError, RemoteProtocolError
@@ -62,6 +62,9 @@ PLUGIN_SLICE_NS = 500_000_000
 BACKLOG_FRAMES = 4096
 BACKLOG_BYTES = 64 * 1024 * 1024
 
+# What a consumer waits for the next item before it gives the credit that it owes: a CREDIT for each item would be half of what one takes, and
+# a sender that has none left is told late by no more than this.
+cdef int64_t SOON_NS = 3_000
 # Frames that are published together at most: the gain of the next one is small, and the peer idles meanwhile (fast-transport, 2).
 cdef int LAZY_FRAMES = 16
 # A shorter sleep takes as long: the kernel's timers have 50 us of slack. Who has less time than that to wait comes back too early instead.
@@ -197,6 +200,9 @@ cdef class Lane(Link):
     cdef bint has_frame(self) except -1:
         return fp_load_position(&self.theirs.tail) != self.head or self.backlog_bytes > 0
 
+    cdef bint soon(self) except -1:
+        return self.has_frame() or self.may_spin and not fp_shares_cpu(self.theirs) and fp_spin(&self.theirs.tail, self.head, SOON_NS)
+
     cdef int _wait_space(self, uint64_t need, int64_t until_ns) except -1:
         """Waits until the peer has consumed enough. Drains the inbound ring meanwhile: otherwise two full rings deadlock.
 
@@ -260,11 +266,8 @@ cdef class Lane(Link):
         """Bytes that the peer has published and this side has not consumed."""
         cdef uint64_t published = fp_load_position(&self.theirs.tail) - self.head
         if published > self.in_bytes or published & 63:
-            self._lost_tail(published)
+            lost_tail(published, self.in_bytes)
         return published
-
-    cdef int _lost_tail(self, uint64_t published) except -1:
-        raise RemoteProtocolError(f"the peer's tail is {published} bytes ahead in a ring of {self.in_bytes}")
 
     cdef int _take(self, FrameHeader* header, Decoder dec) except -1:
         """Copies the next frame out of the ring: 1, or 0 when it was only padding. There must be one."""
@@ -275,12 +278,12 @@ cdef class Lane(Link):
         memcpy(header, self.in_ring + index, HEADER_BYTES)      # the private copy that is checked and used
         need = (HEADER_BYTES + <uint64_t>header.size + 63) & ~<uint64_t>63
         if need > published or need > self.in_bytes - index:
-            self._cut_off(header.size, published)
+            cut_off(header.size, published)
         if header.kind != FRAME_PAD:
             check_header(header)
             memcpy(dec.fill(header.size), self.in_ring + index + HEADER_BYTES, header.size)
         elif not index or need != self.in_bytes - index:
-            self._bad_pad(need, index)  # so a frame follows each padding, and nobody is kept busy with padding alone
+            bad_pad(need, index, self.in_bytes)     # so a frame follows each padding, and nobody is kept busy with padding alone
         if FP_DEBUG:
             fp_point("frame copied, not consumed")
         self.head += need
@@ -305,12 +308,6 @@ cdef class Lane(Link):
         while self.fetched < end:
             fp_prefetch(self.in_ring + (self.fetched & (self.in_bytes - 1)))
             self.fetched += 64
-
-    cdef int _cut_off(self, uint32_t size, uint64_t published) except -1:
-        raise RemoteProtocolError(f"a frame of {size} bytes does not fit what the peer published ({published} bytes)")
-
-    cdef int _bad_pad(self, uint64_t need, uint64_t index) except -1:
-        raise RemoteProtocolError(f"{need} bytes of padding came at {index} in a ring of {self.in_bytes}; it fills the end of the ring and nothing else")
 
     cdef int consumed(self) except -1:
         if self.decoding:
@@ -342,6 +339,9 @@ cdef class Lane(Link):
                     return 1
             elif not self._wait_data(until_ns):
                 return 0
+
+    cdef bint ended(self) except -1:
+        return fp_is_gone(&self.gone) and not self.has_frame()
 
     cdef int _wait_data(self, int64_t until_ns) except -1:
         """Waits for the peer's tail to move: 1 (look again), 0 when the time is up. EOFError when the peer is gone."""

@@ -9,6 +9,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from fastplug.shm._queue cimport Queue
 from fastplug.shm._segment cimport Segment
 
 
@@ -35,7 +36,7 @@ cdef class Block:
 
 cdef class Shelf:
     cdef list free                      # the last one freed at the end
-    cdef object lent                    # a deque, oldest first
+    cdef Queue lent                     # the one lent first in front
     cdef int put(self, Block block) except -1
     cdef Block take(self, uint64_t bytes)
     cdef Block _come_back(self, uint64_t bytes)
@@ -89,6 +90,7 @@ cdef class OwnLease:
 
 
 cdef OwnLease own_lease(Block block)
+cdef OwnLease bare_lease()             # of no block yet
 
 cdef list borrowers_of(Block block)     # names of the peers that have it
 cdef int watch(Block block) except -1   # debug: it is about to be lent, or looked at; LocalProtocolError when it was overwritten while lent

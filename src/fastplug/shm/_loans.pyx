@@ -8,7 +8,6 @@ A block that comes back to its owner in a frame (form HOME) is protected by the 
 (Lane.hold); by then the owner has a local lease of its own. The GIL guards all of this; leases may end on any thread.
 """
 
-import collections
 import threading
 
 cimport cython
@@ -61,14 +60,14 @@ cdef class Shelf:
 
     def __cinit__(self):
         self.free = []
-        self.lent = collections.deque()
+        self.lent = Queue()
 
     cdef int put(self, Block block) except -1:
         block.queued = True
         if block.idle():
             self.free.append(block)
         else:
-            self.lent.append(block)
+            self.lent.put(block)
         return 0
 
     cdef Block take(self, uint64_t bytes):
@@ -88,8 +87,8 @@ cdef class Shelf:
             if block.idle():
                 return block
             self.put(block)
-        for looks in range(min(RECYCLE_LOOKS, len(self.lent))):
-            self.lent.rotate(-1)        # the one in front may be kept for long
+        for looks in range(min(RECYCLE_LOOKS, self.lent.count)):
+            self.lent.put(self.lent.take())     # the one in front may be kept for long
             block = self._come_back(bytes)
             if block is not None:
                 return block
@@ -99,11 +98,11 @@ cdef class Shelf:
         """Of the lent blocks in front that came back, the one lent last; the others are free. So a stream goes round as few as are under way."""
         cdef Block block, found = None
         cdef Py_ssize_t looks
-        for looks in range(min(RECYCLE_LOOKS, len(self.lent))):
-            block = self.lent[0]
+        for looks in range(min(RECYCLE_LOOKS, self.lent.count)):
+            block = self.lent.front()
             if block.out():
                 break
-            self.lent.popleft()
+            self.lent.take()
             block.queued = False
             if block.dropped or block.local:
                 continue
@@ -119,10 +118,10 @@ cdef class Shelf:
         """Everything that is on it."""
         cdef list found, free = []
         cdef Block block
-        cdef object lent = collections.deque()
+        cdef Queue lent = Queue()
         free, self.free = self.free, free               # both were made before: see Arena
         lent, self.lent = self.lent, lent
-        found = free + list(lent)
+        found = free + lent.all()
         for block in found:
             block.queued = False
         return found
@@ -184,10 +183,15 @@ cdef class OwnLease:
             self.block.arena.let_go(self.block)
 
 
-cdef OwnLease own_lease(Block block):
+cdef OwnLease bare_lease():
     cdef OwnLease lease = OwnLease.__new__(OwnLease)
-    lease.block = block
     lease.mark = fp_mark()
+    return lease
+
+
+cdef OwnLease own_lease(Block block):
+    cdef OwnLease lease = bare_lease()
+    lease.block = block
     block.local += 1
     return lease
 

@@ -11,6 +11,7 @@ import numpy as np
 cimport numpy as cnp
 from cpython.buffer cimport PyBUF_READ
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.contextvars cimport get_value
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
@@ -27,7 +28,7 @@ from fastplug.shm._loans cimport borrowers_of as borrowers
 from fastplug.shm._ndarray_dtype cimport Declared, declared, fitting, is_declared, is_number, text_for
 from fastplug.shm._ndarray_layout cimport Described, Description, copy_to, order_of, put_head, read_description, view_of
 from fastplug.shm._ndarray_memory cimport exclusive_in, owner_of
-from fastplug.shm._port cimport ArenaPort
+from fastplug.shm._port cimport SERVING, ArenaPort
 from fastplug.shm._segment cimport Segment
 
 from fastplug import dtypes
@@ -35,7 +36,7 @@ from fastplug.errors import ArenaExhausted, CopyRequired, RemoteProtocolError
 from fastplug.shm import files
 from fastplug.shm._ndarray_layout import InlineArrays
 
-__all__ = ["INLINE_BYTES", "ArenaArrays", "InlineArrays", "borrowers_of", "empty", "readers_of"]
+__all__ = ["INLINE_BYTES", "ArenaArrays", "InlineArrays", "born", "borrowers_of", "empty", "readers_of"]
 
 cnp.import_array()
 
@@ -334,61 +335,89 @@ cdef int _inside(Description it, uint64_t offset, uint64_t start, uint64_t end) 
     return 0
 
 
-# Dtypes of numpy's own that travel: to describe one takes longer than all else here.
+# Dtypes of numpy's own that have a place in shared memory: to describe one takes longer than all else here.
 cdef set _described = set()
-# The same by what users call them, "float64": to look that up in numpy takes 80 ns.
+# The same by what users call them, "float64" or numpy.float64: to look that up in numpy takes 80 ns.
 cdef dict _spelled = {}
 cdef enum:
     SPELLED_MAX = 64            # there are few names, but a name may have blanks
 
 
-cdef cnp.dtype _dtype_of(object dtype):
-    cdef object descr = _spelled.get(dtype) if type(dtype) is str else None
+cdef bint _is_name(object dtype) noexcept:
+    return type(dtype) is str or type(dtype) is type
+
+
+cdef tuple _looked_up(object shape, object dtype):
+    """(shape, dtype), which has a place in shared memory; with what numpy makes further dimensions of. TypeError for others."""
+    cdef cnp.dtype descr = np.dtype(dtype)
+    if descr.subdtype is not None:
+        descr, inner = descr.subdtype
+        shape = ((shape,) if hasattr(shape, "__index__") else tuple(shape)) + inner
+    if descr not in _described:
+        try:
+            dtypes.describe(descr)
+        except dtypes.UndescribedError as error:
+            raise TypeError(f"an array of {error}") from None
+        if descr.kind == c"T" or not descr.itemsize:
+            raise TypeError(f"an array of dtype {descr} has no place in shared memory: its items have no bytes there")
+        if descr.isbuiltin == 1:        # of those there are few
+            _described.add(descr)
+    if _is_name(dtype) and descr.isbuiltin == 1 and len(_spelled) < SPELLED_MAX:
+        _spelled[dtype] = descr
+    return shape, descr
+
+
+cdef int _dims_of(object shape, cnp.npy_intp* dims) except -1:
+    """How many dimensions."""
+    cdef int ndim = 0
+    if hasattr(shape, "__index__"):
+        shape = (shape,)
+    for n in shape:
+        if ndim == MAX_NDIM:
+            raise ValueError(f"more than {MAX_NDIM} dimensions")
+        dims[ndim] = PyNumber_Index(n)
+        ndim += 1
+    return ndim
+
+
+cdef object _empty(Arena arena, object shape, object dtype):
+    cdef cnp.dtype descr = _spelled.get(dtype) if _is_name(dtype) else None
+    cdef OwnLease lease
+    cdef cnp.npy_intp dims[MAX_NDIM]
+    cdef int i, ndim = 1
+    cdef int64_t size
     if descr is None:
-        descr = np.dtype(dtype)
-        if type(dtype) is str and (<cnp.dtype>descr).isbuiltin == 1 and len(_spelled) < SPELLED_MAX:
-            _spelled[dtype] = descr
-    return descr
+        shape, descr = _looked_up(shape, dtype)
+    if type(shape) is int:
+        dims[0] = shape
+    else:
+        ndim = _dims_of(shape, dims)
+    size = descr.itemsize
+    for i in range(ndim):
+        if dims[i] < 0:
+            raise ValueError("negative dimensions are not allowed")
+        # more than there can be: the arena says so
+        size = INT64_MAX if dims[i] and size > INT64_MAX // dims[i] else size * dims[i]
+    if size < _INLINE_BYTES:
+        return np.empty(shape, descr)
+    lease = arena.lease(size)
+    return view_of(descr, ndim, dims, NULL, lease.block.segment.base + lease.block.offset, ORDER_C, lease, True)
 
 
-def empty(arena, shape, dtype) -> np.ndarray:
+def empty(arena: Arena, shape, dtype) -> np.ndarray:
     """An uninitialised, writable, C-ordered array in a block of ``arena``. Under 1 KiB: an ordinary array, since it travels inline.
 
     Raises:
         ArenaExhausted: over the arena's limit.
         TypeError: a dtype that does not travel, or whose items lie elsewhere.
     """
-    cdef cnp.dtype descr = _dtype_of(dtype)
-    cdef OwnLease lease
-    cdef Block block
-    cdef cnp.npy_intp dims[MAX_NDIM]
-    shape = (shape,) if isinstance(shape, int) or hasattr(shape, "__index__") else tuple(shape)
-    if descr.subdtype is not None:      # numpy makes further dimensions of it, too
-        descr, inner = descr.subdtype
-        shape += inner
-    if descr not in _described:
-        try:
-            dtypes.describe(descr)
-        except dtypes.UndescribedError as error:
-            raise TypeError(f"an array of {error}") from None
-        if descr.isbuiltin == 1:        # of those there are few
-            _described.add(descr)
-    if descr.kind == c"T" or not descr.itemsize:
-        raise TypeError(f"an array of dtype {descr} has no place in shared memory: its items have no bytes there")
-    if len(shape) > MAX_NDIM:
-        raise ValueError(f"{len(shape)} dimensions; at most {MAX_NDIM}")
-    size = descr.itemsize
-    for i, n in enumerate(shape):
-        n = PyNumber_Index(n)
-        if n < 0:
-            raise ValueError("negative dimensions are not allowed")
-        dims[i] = n
-        size *= n
-    if size < _INLINE_BYTES:
-        return np.empty(shape, descr)
-    lease = arena.allocate(size)
-    block = lease.block
-    return view_of(descr, len(shape), dims, NULL, block.segment.base + block.offset, ORDER_C, lease, True)
+    return _empty(arena, shape, dtype)
+
+
+def born(shape, dtype) -> np.ndarray:
+    """As ``empty``, in the arena of the connection whose handler runs on this thread, or in this task; elsewhere an ordinary array."""
+    cdef object port = get_value(SERVING)
+    return np.empty(shape, dtype) if port is None else _empty((<ArenaPort>port).arena, shape, dtype)
 
 
 cdef Block _own_block(object array):

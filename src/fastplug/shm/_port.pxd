@@ -8,6 +8,10 @@ from fastplug.shm._borrowed cimport Borrowed
 from fastplug.shm._lane cimport Lane
 
 
+# The port of the connection whose handler runs on this thread, or in this task: fastplug.empty() makes its arrays there.
+cdef object SERVING
+
+
 cdef class ArenaPort(ArrayPort):
     # How payloads that are too long, and arrays, use an arena. Arrays themselves are in _ndarray.pyx, imported when the first one appears.
     cdef readonly Arena arena

@@ -1,5 +1,6 @@
 """One connection's way through shared memory: what it lends, what it borrows, and payloads that are too long for the ring."""
 
+import contextvars
 import sys
 
 from cpython.object cimport PyObject
@@ -17,6 +18,8 @@ from fastplug.errors import ArenaExhausted, RemoteProtocolError
 cdef extern from "_atomics.h" nogil:
     void fp_point(const char*)
     enum: FP_DEBUG
+
+SERVING = contextvars.ContextVar("fastplug.serving", default=None)
 
 
 cdef struct SpillReference:
@@ -108,8 +111,8 @@ cdef class ArenaPort(ArrayPort):
 
     cdef int commit(self) except -1:
         cdef Loan loan
-        if self.committed:
-            self.committed.clear()
+        while self.committed:
+            self.committed.pop()        # mostly one: clear() is a call of a method
         if self.named:
             for loan in self.lending:
                 loan.sent += 1

@@ -19,3 +19,8 @@ cdef extern from "_atomics.h" nogil:
 
 # The size of the peer's ring, a power of two. RemoteProtocolError: it is no segment of a lane of this version.
 cdef uint64_t ring_of(Segment theirs) except 0
+
+# What a peer's ring may not have: RemoteProtocolError. `index`: where it lies in the ring.
+cdef int lost_tail(uint64_t published, uint64_t ring_bytes) except -1
+cdef int cut_off(uint32_t size, uint64_t published) except -1
+cdef int bad_pad(uint64_t need, uint64_t index, uint64_t ring_bytes) except -1

@@ -1,6 +1,6 @@
 """The two segments of a lane: each side makes its own, and checks the peer's. docs/wire.md, "Lane segment", is the layout."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastplug.shm._segment cimport Segment
@@ -45,3 +45,15 @@ cdef uint64_t ring_of(Segment theirs) except 0:
     if ring_bytes & (ring_bytes - 1) or not MIN_RING_BYTES <= ring_bytes <= MAX_RING_BYTES or theirs.bytes < RING_OFFSET + ring_bytes:
         raise RemoteProtocolError(f"the peer's ring has {ring_bytes} bytes in a segment of {theirs.bytes}")
     return ring_bytes
+
+
+cdef int lost_tail(uint64_t published, uint64_t ring_bytes) except -1:
+    raise RemoteProtocolError(f"the peer's tail is {published} bytes ahead in a ring of {ring_bytes}")
+
+
+cdef int cut_off(uint32_t size, uint64_t published) except -1:
+    raise RemoteProtocolError(f"a frame of {size} bytes does not fit what the peer published ({published} bytes)")
+
+
+cdef int bad_pad(uint64_t need, uint64_t index, uint64_t ring_bytes) except -1:
+    raise RemoteProtocolError(f"{need} bytes of padding came at {index} in a ring of {ring_bytes}; it fills the end of the ring and nothing else")

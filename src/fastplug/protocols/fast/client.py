@@ -123,14 +123,14 @@ class FastClient:
         strict = self._context.config.strict_zero_copy
         self._lanes = HostLanes(self._control, self._memory, self._caller, answer, self._connect, strict=strict)
         if self.version < 2:  # such a plugin answers one request after another, and knows nothing else
-            self._caller.in_flight_max, self._caller.signals = 1, False
+            self._caller.in_flight_max = 1
         watcher().add(self._control.fileno(), self._on_control)
 
     def _connect(self, link: Lane | SocketLink, port: ArrayPort, number: int) -> Caller:
         """The caller of one lane."""
         caller = Caller(link, port, self._lost, self._caller.registry if number else None)
         caller.lane, caller.gave_up = number, self._cancels.give_up
-        caller.packs = self.version >= 3
+        caller.version = self.version
         return caller
 
     def abandon(self) -> None:

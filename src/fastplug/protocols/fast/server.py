@@ -120,6 +120,7 @@ class FastServer:
 
     def _serve_lanes(self, first: Server, served_by: Any) -> None:
         self._server = first
+        first.version = self._context.version
         self._lanes = PluginLanes(
             self._control,
             self._memory,
