@@ -161,7 +161,6 @@ cdef class Link:
     cdef uint64_t sent                      # frames that the peer will see, where sending can end half-way
     cdef int flush(self) except -1
     cdef bint has_frame(self) except -1     # something can be received without waiting (a half frame may count)
-    cdef bint soon(self) except -1          # the same within some microseconds, where they can be waited without the system
     # Sends one frame: 1. Waits for space at most until `until_ns` (CLOCK_MONOTONIC, 0 = as long as the peer lives).
     # Raises DeadlineExceeded (nothing was sent), PluginDied, Closed, RemoteProtocolError.
     # 0, only when `asks` is set: nothing was sent; receive and decode what has come, then send again. Two full rings would wait for each

@@ -338,9 +338,6 @@ cdef class Link:
     cdef bint has_frame(self) except -1:
         return False
 
-    cdef bint soon(self) except -1:
-        return self.has_frame()
-
     cdef int receive(self, FrameHeader* header, Decoder dec, int64_t until_ns) except -1:
         raise LocalProtocolError(f"{type(self).__name__} does not receive")
 

@@ -1,4 +1,4 @@
-"""Credit of streams: who asks for it soon, how many frames say it, and that nobody waits long without having said it."""
+"""Credit of streams: who asks for it soon, how many frames say it, and that nobody waits for some that is not due."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from tests.unit.two_ends import NOW, SOON_S, two_ends
 from fastplug._wire import MethodCodec, pack_header, unpack_header
 from fastplug.deadlines import deadline
 from fastplug.interfaces import interface, interface_of
-from fastplug.protocols._remote import Remote
 from fastplug.protocols._serve import Server
 
 PROMPT = 8
@@ -69,20 +68,21 @@ def credit_given(frames: list[bytes]) -> list[int]:
     return [struct.unpack_from("<I", one, len(pack_header(0, CREDIT)))[0] for one in frames if unpack_header(one).kind == CREDIT]
 
 
-@pytest.mark.parametrize(("flags", "given"), [(0, [GRANT_ITEMS]), (PROMPT, [1] * 20)])
-def test_a_plugin_gives_credit_soon_to_who_asks_for_it(flags: int, given: list[int]) -> None:
-    found = answered(TOTAL, *[frame(ITEM, 5, INT, flags=flags)] * 20, frame(END, 5))
+@pytest.mark.parametrize(("flags", "version", "given"), [(0, 3, [GRANT_ITEMS]), (PROMPT, 3, [1] * 20), (0, 2, [1] * 20)])
+def test_a_plugin_gives_credit_soon_to_who_asks_for_it(flags: int, version: int, given: list[int]) -> None:
+    """And to all before version 3, who cannot ask."""
+    found = answered(TOTAL, *[frame(ITEM, 5, INT, flags=flags)] * 20, frame(END, 5), version=version)
     assert credit_given(found) == given
     assert unpack_header(found[-1]).kind == REPLY
 
 
 class Thrifty(Hostile):
-    """A plugin that answers a request with so many items, and ends the stream when credit for all of them has come."""
+    """A plugin that answers a request with so many items, and ends the stream when so much credit has come."""
 
-    def __init__(self, items: int, flags: int) -> None:
-        self.items, self.flags = items, flags
+    def __init__(self, items: int, flags: int, awaited: int) -> None:
+        self.awaited = awaited
         self.given: list[int] = []
-        super().__init__(lambda call: [frame(ITEM, call, INT, flags=self.flags)] * self.items)
+        super().__init__(lambda call: [frame(ITEM, call, INT, flags=flags)] * items)
 
     def serve(self) -> None:
         try:
@@ -92,23 +92,40 @@ class Thrifty(Hostile):
                     for one in self.answer(head.call):
                         self.plugin.lane.send_frame(one)
                 self.given += credit_given([got])
-                if sum(self.given) == self.items:
+                if sum(self.given) == self.awaited:
                     self.plugin.lane.send_frame(frame(END, head.call))
         except EOFError:
             return
 
-    def texts(self) -> Remote:
-        return Remote(self.caller, MethodCodec("test.credit/1", METHODS[1]), 0, 1, None, METHODS[1].signature)
 
-
-@pytest.mark.parametrize("flags", [0, PROMPT])
-@pytest.mark.parametrize("items", [1, 5, GRANT_ITEMS, WINDOW_ITEMS])
-def test_a_host_gives_the_credit_that_it_owes_before_it_waits(items: int, flags: int) -> None:
-    peer = Thrifty(items, flags)
+@pytest.mark.parametrize(
+    ("items", "flags", "awaited"),
+    [
+        (1, 0, 0),
+        (1, PROMPT, 1),
+        (5, PROMPT, 5),
+        (GRANT_ITEMS, 0, GRANT_ITEMS),
+        (WINDOW_ITEMS, 0, WINDOW_ITEMS),
+        (WINDOW_ITEMS, PROMPT, WINDOW_ITEMS),
+    ],
+)
+def test_a_host_that_has_taken_all_has_given_the_credit_that_is_due(items: int, flags: int, awaited: int) -> None:
+    peer = Thrifty(items, flags, awaited)
     try:
         with deadline(after_s=SOON_S):
             assert list(peer.method("count")(1)) == [4] * items
-        assert sum(peer.given) == items
-        assert max(peer.given) <= GRANT_ITEMS + 1
+        assert sum(peer.given) == awaited
+        assert flags or set(peer.given) <= {GRANT_ITEMS}
     finally:
         peer.end()
+
+
+def test_one_large_item_among_those_that_were_not_told_is_enough() -> None:
+    """Its sender may be at its limit behind a small one, too."""
+    taken_at_once = Thrifty(0, 0, 2)
+    taken_at_once.answer = lambda call: [frame(ITEM, call, INT, flags=PROMPT), frame(ITEM, call, INT)]
+    try:
+        with deadline(after_s=SOON_S):
+            assert list(taken_at_once.method("count")(1)) == [4, 4]
+    finally:
+        taken_at_once.end()

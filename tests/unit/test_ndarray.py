@@ -271,7 +271,7 @@ def test_empty() -> None:
     ):
         with pytest.raises(error):
             _ndarray.empty(host.arena, shape, "f8")  # type: ignore[arg-type]
-    for dtype in ("U3", ">f8", "M8[s]", [("a", "f8"), ("b", "i1")], ("f8", (2, 3)), "V7"):
+    for dtype in ("U3", ">f8", "M8[s]", [("a", "f8"), ("b", "i1")], ("f8", (2, 3)), "V7", *("(3,)f8", np.float32, float) * 2):
         made = _ndarray.empty(host.arena, 500, dtype)
         assert made.dtype == np.empty(500, dtype).dtype
         assert made.shape == np.empty(500, dtype).shape

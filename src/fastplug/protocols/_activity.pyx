@@ -71,7 +71,7 @@ cdef class Input:
                 raise LocalProtocolError(
                     f"{call.codec.qualified}(): the stream that a method takes is iterated on the thread of its handler, while that runs"
                 )
-            if feed.taken and not server.link.soon():
+            if feed.due():
                 server.credit(call.number, feed.grant())
             server.nested()
         value = feed.take()

@@ -67,7 +67,7 @@ cdef class Reading(Turn):
                     if self.has_item(call):
                         self.feed_one(call)
                         continue
-            if call.items is not None and call.items.taken and not self.link.soon():
+            if call.items is not None and call.items.due():
                 self.credit(call.number, call.items.grant())
             if not self.link.receive(&header, self.dec, until):
                 return 0

@@ -26,7 +26,7 @@ cdef class Session:
     cdef int transmit(self, FrameHeader* header, int64_t until) except -1
     # The frame of one item of a stream; what it counts for in Outgoing.limit.
     cdef Py_ssize_t make_item(self, FrameHeader* header, uint64_t call, MethodCodec codec, object value, bint result) except -1
-    cdef bint prompts(self, const FrameHeader* header) noexcept     # an item's sender waits for credit soon
+    cdef bint prompts(self, const FrameHeader* header) noexcept     # an item's sender wants credit soon, or may do so
     cdef int spill(self, FrameHeader* header) except -1
     cdef int unspill(self, FrameHeader* header) except -1
     # A frame without values.

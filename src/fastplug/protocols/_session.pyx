@@ -65,7 +65,7 @@ cdef class Session:
         return size
 
     cdef bint prompts(self, const FrameHeader* header) noexcept:
-        return header.flags & FLAG_PROMPT != 0 if self.version >= 3 else header.blocks != 0
+        return header.flags & FLAG_PROMPT != 0 or self.version < 3
 
     cdef int spill(self, FrameHeader* header) except -1:
         if self.link.inline_limit and self.enc.size > self.link.inline_limit:

@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
     WINDOW_ITEMS = 32       # wire.md: the credit that a stream starts with, and the most that may be under way
-    GRANT_ITEMS = 16        # the receiver tells what was taken when it is as much as this, and before each longer wait (Incoming.due)
+    GRANT_ITEMS = 16        # the receiver tells what was taken when it is as much as this, or when the sender is soon at its limit (Incoming.due)
 
 
 cdef class Outgoing:
@@ -32,7 +32,9 @@ cdef class Incoming:
     cdef Py_ssize_t taken               # by the consumer, since the last CREDIT
     cdef bint ended                     # END or ERROR came
     cdef object error                   # what to raise behind the last value
-    cdef bint prompt                    # fewer than WINDOW_ITEMS may be under way, as their sender sees fit
+    # One that came and was not told may be so large that its sender is at its limit. Invariant: a sender that waits for credit while all has been
+    # taken has it due, or it would wait for ever: without a large item it waits only behind WINDOW_ITEMS.
+    cdef bint prompt
     cdef int arrived(self, object value, bint prompt) except -1         # RemoteProtocolError: it had no credit
     cdef object take(self)
     cdef bint due(self) noexcept                             # enough was taken to tell

@@ -62,7 +62,7 @@ cdef class Incoming:
         if self.untold >= WINDOW_ITEMS:
             raise RemoteProtocolError(f"the peer sent an item of a stream without credit: {self.untold} are under way")
         self.untold += 1
-        self.prompt = prompt
+        self.prompt = self.prompt or prompt
         self.values.append(value)
         return 0
 
@@ -79,4 +79,6 @@ cdef class Incoming:
             return 0
         self.taken = 0
         self.untold -= items
+        if not self.untold:
+            self.prompt = False
         return <uint32_t>items

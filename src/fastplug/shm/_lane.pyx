@@ -62,9 +62,6 @@ PLUGIN_SLICE_NS = 500_000_000
 BACKLOG_FRAMES = 4096
 BACKLOG_BYTES = 64 * 1024 * 1024
 
-# What a consumer waits for the next item before it gives the credit that it owes: a CREDIT for each item would be half of what one takes, and
-# a sender that has none left is told late by no more than this.
-cdef int64_t SOON_NS = 3_000
 # Frames that are published together at most: the gain of the next one is small, and the peer idles meanwhile (fast-transport, 2).
 cdef int LAZY_FRAMES = 16
 # A shorter sleep takes as long: the kernel's timers have 50 us of slack. Who has less time than that to wait comes back too early instead.
@@ -199,9 +196,6 @@ cdef class Lane(Link):
 
     cdef bint has_frame(self) except -1:
         return fp_load_position(&self.theirs.tail) != self.head or self.backlog_bytes > 0
-
-    cdef bint soon(self) except -1:
-        return self.has_frame() or self.may_spin and not fp_shares_cpu(self.theirs) and fp_spin(&self.theirs.tail, self.head, SOON_NS)
 
     cdef int _wait_space(self, uint64_t need, int64_t until_ns) except -1:
         """Waits until the peer has consumed enough. Drains the inbound ring meanwhile: otherwise two full rings deadlock.

@@ -343,14 +343,11 @@ cdef enum:
     SPELLED_MAX = 64            # there are few names, but a name may have blanks
 
 
-cdef bint _is_name(object dtype) noexcept:
-    return type(dtype) is str or type(dtype) is type
-
-
 cdef tuple _looked_up(object shape, object dtype):
     """(shape, dtype), which has a place in shared memory; with what numpy makes further dimensions of. TypeError for others."""
     cdef cnp.dtype descr = np.dtype(dtype)
-    if descr.subdtype is not None:
+    cdef bint plain = descr.subdtype is None
+    if not plain:
         descr, inner = descr.subdtype
         shape = ((shape,) if hasattr(shape, "__index__") else tuple(shape)) + inner
     if descr not in _described:
@@ -362,7 +359,7 @@ cdef tuple _looked_up(object shape, object dtype):
             raise TypeError(f"an array of dtype {descr} has no place in shared memory: its items have no bytes there")
         if descr.isbuiltin == 1:        # of those there are few
             _described.add(descr)
-    if _is_name(dtype) and descr.isbuiltin == 1 and len(_spelled) < SPELLED_MAX:
+    if plain and descr.isbuiltin == 1 and (type(dtype) is str or dtype is descr.type) and len(_spelled) < SPELLED_MAX:
         _spelled[dtype] = descr
     return shape, descr
 
@@ -381,7 +378,7 @@ cdef int _dims_of(object shape, cnp.npy_intp* dims) except -1:
 
 
 cdef object _empty(Arena arena, object shape, object dtype):
-    cdef cnp.dtype descr = _spelled.get(dtype) if _is_name(dtype) else None
+    cdef cnp.dtype descr = _spelled.get(dtype) if type(dtype) is str or type(dtype) is type else None
     cdef OwnLease lease
     cdef cnp.npy_intp dims[MAX_NDIM]
     cdef int i, ndim = 1
@@ -399,7 +396,7 @@ cdef object _empty(Arena arena, object shape, object dtype):
         # more than there can be: the arena says so
         size = INT64_MAX if dims[i] and size > INT64_MAX // dims[i] else size * dims[i]
     if size < _INLINE_BYTES:
-        return np.empty(shape, descr)
+        return np.empty(tuple([dims[i] for i in range(ndim)]), descr)
     lease = arena.lease(size)
     return view_of(descr, ndim, dims, NULL, lease.block.segment.base + lease.block.offset, ORDER_C, lease, True)
 
