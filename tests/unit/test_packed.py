@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tracing import TRACED
 from tests.unit.test_call_frames import ERROR, INT, REPLIES, REPLY, REQUEST, REQUESTS, Hostile, frame
 from tests.unit.two_ends import NOTHING_OUT, RING_BYTES, SOON_S, Called, two_ends
 
@@ -224,6 +225,9 @@ class Served:
 
     def warm(self) -> None:
         """Until the plugin takes echo() for quick, and one frame answers several."""
+        if TRACED:
+            self.end()
+            pytest.skip("no handler is quick under a tracer")
         while True:
             self.send(1000, packed(PACKED_MAX, *[ONE] * PACKED_MAX))
             if REPLIES in self.answers(PACKED_MAX).values():
