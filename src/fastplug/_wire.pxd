@@ -120,6 +120,9 @@ cdef class MethodCodec:
     cdef int put_arguments(self, Encoder enc, tuple args, dict kwargs, Py_ssize_t* at) except -1     # at: the parameter that is encoded
     cdef bint takes_one(self) noexcept                                                  # put_only: its value, not in a tuple
     cdef int put_only(self, Encoder enc, object value, Py_ssize_t* at) except -1
+    # The same for one call after another, from values[next] on, as long as they take no more than `limit` bytes: `next` is the first one that does
+    # not fit, or that raises, and `size` what those before it took.
+    cdef int put_each(self, Encoder enc, list values, Py_ssize_t* next, Py_ssize_t end, Py_ssize_t* size, Py_ssize_t limit, Py_ssize_t* at) except -1
     cdef object refused(self, tuple args, dict kwargs, Py_ssize_t at, Exception error)  # the error to raise for one that put_arguments raised
     cdef bint fits(self, tuple args, dict kwargs) noexcept                              # all by position, nothing left out
     cdef tuple bound(self, tuple args, dict kwargs)

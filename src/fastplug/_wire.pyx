@@ -96,6 +96,20 @@ cdef class MethodCodec:
         at[0] = -1
         return 0
 
+    cdef int put_each(self, Encoder enc, list values, Py_ssize_t* next, Py_ssize_t end, Py_ssize_t* size, Py_ssize_t limit, Py_ssize_t* at) except -1:
+        cdef Codec codec = <Codec>PyTuple_GET_ITEM(self.codecs, 0)
+        cdef uint16_t count = 1
+        while next[0] < end:
+            memcpy(enc.take(2), &count, 2)
+            at[0] = 0
+            codec.encode(enc, values[next[0]])
+            at[0] = -1
+            if enc.size > limit:
+                break
+            size[0] = enc.size
+            next[0] += 1
+        return 0
+
     cdef object refused(self, tuple args, dict kwargs, Py_ssize_t at, Exception error):
         if at < 0:
             return error                # not about a value

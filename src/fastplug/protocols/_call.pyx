@@ -393,12 +393,12 @@ cdef class Caller(Told):
         self.enc.reset()
         self.enc.take(size)
         try:
-            while at < end:
+            self.argument = -1
+            if bare:
+                method.codec.put_each(self.enc, batch, &at, end, &size, self.packed_bytes, &self.argument)
+            while not bare and at < end:
                 self.argument = -1
-                if bare:
-                    method.codec.put_only(self.enc, batch[at], &self.argument)
-                else:
-                    method.codec.put_arguments(self.enc, <tuple>batch[at], None, &self.argument)
+                method.codec.put_arguments(self.enc, <tuple>batch[at], None, &self.argument)
                 if self.enc.size > self.packed_bytes:
                     break
                 size = self.enc.size

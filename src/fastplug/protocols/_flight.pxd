@@ -4,9 +4,10 @@ cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
 
 from fastplug._wire cimport FrameHeader, MethodCodec
-from fastplug.protocols._turn cimport Pending, Turn
+from fastplug.protocols._turn cimport PENDING, Pending, Turn
 
 
 cdef struct Place:
@@ -41,8 +42,25 @@ cdef class Flight(Pending):
     cdef int add_done(self, int state, object value) except -1
     cdef object take(self, int* state)
     cdef object pop(self)
-    cdef int arrived(self, Turn caller, Place* place, uint64_t number, int state, object value) except -1
-    cdef int settle(self, Place* place, int state, object value) except -1
+
+    cdef inline int arrived(self, Turn caller, Place* place, uint64_t number, int state, object value) except -1:
+        if place.number != number or place.caller != <PyObject*>caller or place.state != PENDING:
+            return self.moved(caller, number, state, value)     # while it was decoded others took results, and places were exchanged
+        return self.settle(place, state, value)
+
+    cdef inline int settle(self, Place* place, int state, object value) except -1:
+        cdef Turn caller = <Turn>place.caller
+        Py_INCREF(value)
+        place.value, place.state = <PyObject*>value, state
+        self.settled += 1
+        caller.flying -= 1
+        if not caller.flying:
+            caller.update_duplex()
+        if self.waiter is not None:
+            self.wake()
+        return 0
+
+    cdef int moved(self, Turn caller, uint64_t number, int state, object value) except -1
     cdef int expire(self, object error) except -1
     cdef object drop(self, uint64_t* number)
     cdef int leave(self) except -1

@@ -148,27 +148,12 @@ cdef class Flight(Pending):
             taken += 1
         return taken
 
-    cdef int arrived(self, Turn caller, Place* place, uint64_t number, int state, object value) except -1:
-        if place.number != number or place.caller != <PyObject*>caller or place.state != PENDING:
-            place = self.place_of(caller, number)       # while it was decoded others took results, and places were exchanged
+    cdef int moved(self, Turn caller, uint64_t number, int state, object value) except -1:
+        cdef Place* place = self.place_of(caller, number)
         if place != NULL:
-            self.settle(place, state, value)
-        else:
-            caller.pending.pop(number, None)            # given up while its answer was decoded
-            caller.update_duplex()
-        return 0
-
-    cdef int settle(self, Place* place, int state, object value) except -1:
-        cdef Turn caller = <Turn>place.caller
-        Py_INCREF(value)
-        place.value, place.state = <PyObject*>value, state
-        self.settled += 1
-        caller.flying -= 1
-        if not caller.flying:
-            caller.update_duplex()
-        if self.waiter is not None:
-            self.wake()
-        return 0
+            return self.settle(place, state, value)
+        caller.pending.pop(number, None)            # given up while its answer was decoded
+        return caller.update_duplex()
 
     cdef int lost(self, Turn caller, object error) except -1:
         cdef Py_ssize_t i
