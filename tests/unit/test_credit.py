@@ -34,7 +34,7 @@ class PlainStreams(Streams):
         return sum(values)
 
 
-TEXTS, TOTAL = (frame(REQUEST, 5, b"\x01\0" + payload, method=n) for n, payload in enumerate((struct.pack("<Bq", 3, 0), b"\x15")))
+TOTAL = frame(REQUEST, 5, b"\x01\0\x15", method=1)
 METHODS = interface_of(Streams).methods
 
 
@@ -122,10 +122,10 @@ def test_a_host_that_has_taken_all_has_given_the_credit_that_is_due(items: int, 
 
 def test_one_large_item_among_those_that_were_not_told_is_enough() -> None:
     """Its sender may be at its limit behind a small one, too."""
-    taken_at_once = Thrifty(0, 0, 2)
-    taken_at_once.answer = lambda call: [frame(ITEM, call, INT, flags=PROMPT), frame(ITEM, call, INT)]
+    peer = Thrifty(0, 0, 2)
+    peer.answer = lambda call: [frame(ITEM, call, INT, flags=PROMPT), frame(ITEM, call, INT)]
     try:
         with deadline(after_s=SOON_S):
-            assert list(taken_at_once.method("count")(1)) == [4, 4]
+            assert list(peer.method("count")(1)) == [4, 4]
     finally:
-        taken_at_once.end()
+        peer.end()

@@ -26,7 +26,7 @@ def test_it_is_a_deque() -> None:
             else:
                 assert queue.first_one() is oracle[0]
                 assert queue.pop() is oracle.popleft()
-            assert queue.count == len(oracle)
+            assert len(queue) == len(oracle)
         assert queue.list() == list(oracle)
 
 

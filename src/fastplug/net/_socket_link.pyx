@@ -10,7 +10,7 @@ import socket
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EINTR, EMFILE
+from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memmove, memset
 
@@ -35,6 +35,7 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef extern from * nogil:
     """
     #include <errno.h>
+    #include <sys/eventfd.h>
     #include <sys/socket.h>
     /* They give -errno: in a traced build Python runs between two lines, a signal handler, too, and changes it. */
     static ssize_t fp_sendmsg(int fd, const struct msghdr *message, int flags) {
@@ -45,13 +46,17 @@ cdef extern from * nogil:
         ssize_t got = recv(fd, buffer, n, flags);
         return got < 0 ? -errno : got;
     }
+    static int fp_eventfd(void) {
+        int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        return fd < 0 ? -errno : fd;
+    }
     """
     ssize_t fp_sendmsg(int fd, const msghdr* message, int flags)
     ssize_t fp_recv(int fd, void* buffer, size_t n, int flags)
+    int fp_eventfd()
 
-# With the GIL, unlike those of `os`: another thread may close the link at any other moment.
-cdef extern from "<sys/eventfd.h>":
-    int c_eventfd "eventfd"(unsigned int value, int flags)
+# Both are called with the GIL, unlike those of `os`: another thread may close the link at any other moment.
+cdef extern from "<sys/eventfd.h>" nogil:
     int c_eventfd_write "eventfd_write"(int fd, unsigned long long value)
 
 cdef extern from "<sys/time.h>" nogil:
@@ -76,7 +81,6 @@ cdef extern from "<poll.h>" nogil:
 # Longest single sleep. A signal ends one early on the main thread, where Python handles it, so this is for signals that came just before.
 SLICE_NS = 500_000_000
 cdef int64_t _SLICE_NS = SLICE_NS
-cdef int _EFD_FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
 # Larger buffers mean fewer switches between the two processes on large arrays, and more of it has left the cache when it is read. The kernel
 # caps them at its own limit.
 BUFFER_BYTES = 1 << 20
@@ -408,11 +412,13 @@ cdef class SocketLink(Link):
 
     def await_stirs(self) -> None:
         """Whoever receives: before it does, if somebody will stir it. Idempotent. Raises OSError."""
+        cdef int found
         if self.bell >= 0 or self.fd < 0:
             return
-        self.bell = c_eventfd(0, _EFD_FLAGS)
-        if self.bell < 0:
-            raise OSError(EMFILE, "no descriptor is left for an eventfd")
+        found = fp_eventfd()
+        if found < 0:
+            raise OSError(-found, os.strerror(-found))
+        self.bell = found
 
     def stir(self) -> bool:
         """Any thread: whoever waits for a frame stops waiting once, as if the time were up: there is something else to look at."""

@@ -20,6 +20,12 @@ cdef class Running(Answering):
     cdef object own_context(self)
     cdef tuple suspend(self)
     cdef int resume(self, tuple outer) except -1
+    cdef inline int left(self, tuple outer) except -1:
+        # A handler has come back: what ran before it goes on.
+        self.depth -= 1
+        self.running = 0
+        self.context = None
+        return 0 if outer is None else self.resume(outer)
     cdef inline bint came(self, uint64_t call) except -1:
         # A call has: whether its cancellation was here before it. One that comes from now on finds it in `active`, or running.
         if call > self.last:

@@ -71,14 +71,10 @@ cdef class Running(Answering):
         return outer
 
     cdef int leave(self, Activation call, tuple outer) except -1:
-        self.depth -= 1
         self.awaited -= call.flags & FLAG_WAITS != 0
         call.running = False
-        if outer is not None:
-            return self.resume(outer)
-        self.running = 0
-        self.context = self.current = None
-        return 0
+        self.current = None
+        return self.left(outer)
 
     cdef tuple suspend(self):
         """Another call runs on top of what runs now: what resume() wants to know. A plain call has nothing else that its cancellation finds."""

@@ -357,13 +357,6 @@ cdef class Server(Running):
         self.link.consumed()
         return error.__cause__
 
-    cdef int left(self, tuple outer) except -1:
-        """A plain handler has come back."""
-        self.depth -= 1
-        self.running = 0
-        self.context = None
-        return 0 if outer is None else self.resume(outer)
-
     cdef int run_one(self, Activation call) except -1:
         if call.asynchronous:
             return self.launch(call)

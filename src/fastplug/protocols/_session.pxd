@@ -20,7 +20,7 @@ cdef class Session:
     cdef bint sending                   # enc holds a frame that is being made or sent
     cdef Py_ssize_t stream_bytes        # of a stream that may be under way (Outgoing.limit)
     cdef Py_ssize_t packed_bytes        # that packed calls, or their results, take
-    cdef public int version             # of the fast protocol that the peer speaks: 2 has many calls, streams and callbacks, 3 packs
+    cdef public int version             # of the fast protocol that the peer speaks: 2 has many calls, streams and callbacks, 3 packs calls and says PROMPT
     cdef bint at_home(self) noexcept    # marks live per extension module, so only this one compares them
     # Sends what is in enc; the header's kind, call, method and so on are set. Raises what Link.send does, ArenaExhausted.
     cdef int transmit(self, FrameHeader* header, int64_t until) except -1

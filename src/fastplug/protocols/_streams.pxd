@@ -13,8 +13,8 @@ cdef class Outgoing:
     cdef object iterator
     cdef Py_ssize_t credit              # items that may be sent
     cdef Py_ssize_t sizes[WINDOW_ITEMS] # bytes of each item under way: a ring, oldest first
-    cdef uint32_t oldest
-    cdef uint32_t items
+    cdef uint32_t oldest                # its place in the ring
+    cdef uint32_t items                 # under way
     cdef Py_ssize_t under_way           # their sum
     cdef Py_ssize_t limit               # more than this is not under way, unless one item alone is
     cdef bint done

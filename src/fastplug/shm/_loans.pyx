@@ -87,7 +87,7 @@ cdef class Shelf:
             if block.idle():
                 return block
             self.put(block)
-        for looks in range(min(RECYCLE_LOOKS, self.lent.count)):
+        for looks in range(min(RECYCLE_LOOKS, self.lent.count())):
             self.lent.put(self.lent.take())     # the one in front may be kept for long
             block = self._come_back(bytes)
             if block is not None:
@@ -98,7 +98,7 @@ cdef class Shelf:
         """Of the lent blocks in front that came back, the one lent last; the others are free. So a stream goes round as few as are under way."""
         cdef Block block, found = None
         cdef Py_ssize_t looks
-        for looks in range(min(RECYCLE_LOOKS, self.lent.count)):
+        for looks in range(min(RECYCLE_LOOKS, self.lent.count())):
             block = self.lent.front()
             if block.out():
                 break

@@ -1,16 +1,19 @@
 # First in, first out, without a call of a Python method: collections.deque takes 200 instructions for what takes 20 here.
 
+from cpython.list cimport PyList_GET_SIZE
+
 
 cdef class Queue:
     cdef list items                     # None in front of `first`
     cdef Py_ssize_t first
-    cdef readonly Py_ssize_t count
     cdef list all(self)                 # what is in it, the first one first
 
     cdef inline int put(self, object item) except -1:
         self.items.append(item)
-        self.count += 1
         return 0
+
+    cdef inline Py_ssize_t count(self) noexcept:
+        return PyList_GET_SIZE(self.items) - self.first
 
     cdef inline object front(self):     # there must be one
         return self.items[self.first]
@@ -19,7 +22,6 @@ cdef class Queue:
         cdef object item = self.items[self.first]
         self.items[self.first] = None
         self.first += 1
-        self.count -= 1
         if self.first >= SHIFTED:
             self._shift()
         return item

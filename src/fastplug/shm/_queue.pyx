@@ -18,6 +18,9 @@ cdef class Queue:
 
     # -- faces for tests
 
+    def __len__(self):
+        return self.count()
+
     def add(self, item) -> None:
         """Behind the others."""
         self.put(item)
