@@ -127,7 +127,7 @@ def test_imports_point_down_only() -> None:
 # What the protocols share: calls over a link, what a plugin announces, what a host dispenses.
 SHARED = (
     *("_activity", "_answering", "_call", "_callbacks", "_drawn", "_flight", "_group", "_inline", "_loops", "_pool", "_reading"),
-    *("_remote", "_result_stream", "_running", "_serve", "_served", "_session", "_streams", "_tasks", "_told", "_turn"),
+    *("_remote", "_result_stream", "_running", "_serve", "_served", "_session", "_streams", "_tasks", "_told", "_turn", "_waiting"),
     *("handle", "offering"),
 )
 

@@ -19,9 +19,8 @@ from fastplug.protocols._callbacks cimport Registry
 from fastplug.protocols._flight cimport Flight
 from fastplug.protocols._streams cimport Incoming, Outgoing
 from fastplug.protocols._told cimport Told
-from fastplug.protocols._turn cimport (
-    FAILED, GIVEN_UP, PENDING, PY_LOCK_ACQUIRED, Pending, PyLockStatus, PyThread_acquire_lock_timed, PyThread_get_thread_ident, PyThread_release_lock,
-)
+from fastplug.protocols._turn cimport FAILED, GIVEN_UP, PENDING, Pending
+from fastplug.protocols._waiting cimport PY_LOCK_ACQUIRED, PyLockStatus, PyThread_acquire_lock_timed, PyThread_get_thread_ident, PyThread_release_lock
 
 from fastplug._wire import Unfit
 from fastplug.contexts import METADATA as _metadata

@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t
 
 from fastplug.protocols._call cimport Caller
-from fastplug.protocols._turn cimport Turnstile
+from fastplug.protocols._waiting cimport Turnstile
 
 
 cdef class Pool(Turnstile):

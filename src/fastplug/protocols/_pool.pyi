@@ -4,7 +4,7 @@ from typing import Final
 from typing_extensions import disjoint_base
 
 from fastplug.protocols._call import Caller
-from fastplug.protocols._turn import Turnstile
+from fastplug.protocols._waiting import Turnstile
 
 __all__ = ["LANES_MAX", "Pool"]
 

@@ -10,7 +10,8 @@ one would wait for it.
 from libc.stdint cimport int64_t
 
 from fastplug.protocols._call cimport Caller
-from fastplug.protocols._turn cimport ASK_SLICE_US, QUEUE_SLICE_US, PyThread_get_thread_ident, Turnstile
+from fastplug.protocols._turn cimport ASK_SLICE_US
+from fastplug.protocols._waiting cimport QUEUE_SLICE_US, PyThread_get_thread_ident, Turnstile
 
 from fastplug.errors import DeadlineExceeded
 

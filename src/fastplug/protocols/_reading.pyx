@@ -16,7 +16,8 @@ from fastplug._wire cimport (
 from fastplug._wire_buffer cimport finish
 from fastplug.protocols._callbacks cimport Registry, answered
 from fastplug.protocols._streams cimport WINDOW_ITEMS, Outgoing
-from fastplug.protocols._turn cimport ANSWERED, FAILED, PENDING, Pending, PyThread_acquire_lock, PyThread_get_thread_ident, Turn
+from fastplug.protocols._turn cimport ANSWERED, FAILED, PENDING, Pending, Turn
+from fastplug.protocols._waiting cimport PyThread_acquire_lock, PyThread_get_thread_ident
 
 from fastplug._wire_words import Unbuilt
 from fastplug.errors import Cancelled, DeadlineExceeded, RemoteError, RemoteProtocolError, seen_by_handler

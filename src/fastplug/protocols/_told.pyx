@@ -8,8 +8,9 @@ from libc.stdint cimport int64_t
 
 from fastplug._wire cimport FrameHeader
 from fastplug.protocols._reading cimport Reading
-from fastplug.protocols._turn cimport (
-    PY_LOCK_ACQUIRED, Pending, PyLockStatus, PyThread_acquire_lock, PyThread_acquire_lock_timed, PyThread_get_thread_ident,
+from fastplug.protocols._turn cimport Pending
+from fastplug.protocols._waiting cimport (
+    PY_LOCK_ACQUIRED, PyLockStatus, PyThread_acquire_lock, PyThread_acquire_lock_timed, PyThread_get_thread_ident,
 )
 
 from fastplug.errors import RemoteProtocolError

@@ -5,20 +5,9 @@ from libc.stdint cimport int64_t, uint64_t
 from fastplug._wire cimport FrameHeader, MethodCodec
 from fastplug.protocols._session cimport Session
 from fastplug.protocols._streams cimport Incoming, Outgoing
-
-# For all that is built on a Turn.
-cdef extern from "pythread.h":
-    ctypedef enum PyLockStatus: PY_LOCK_FAILURE, PY_LOCK_ACQUIRED, PY_LOCK_INTR
-    void* PyThread_allocate_lock()
-    void PyThread_free_lock(void*)
-    int PyThread_acquire_lock(void*, int) nogil
-    PyLockStatus PyThread_acquire_lock_timed(void*, long long microseconds, int intr_flag) nogil
-    void PyThread_release_lock(void*)
-    unsigned long PyThread_get_thread_ident()
+from fastplug.protocols._waiting cimport Turnstile
 
 cdef enum:
-    # A thread that queues for a handle looks up this often: a lock wait on a thread that is not the main one is not interrupted by signals.
-    QUEUE_SLICE_US = 100_000
     # A thread that others wait for asks for the link this often: its holder sets its flag and then sleeps, which is not atomic.
     ASK_SLICE_US = 5_000
 
@@ -57,15 +46,6 @@ cdef class Pending:
     # The same for results of calls from that number on, which the caller's decoder has: how many were its own, up to the first that is not.
     cdef int claim_packed(self, Turn caller, uint64_t number, int count) except -1
     cdef int lost(self, Turn caller, object error) except -1
-
-
-cdef class Turnstile:
-    # Where threads wait until one of several links is free.
-    cdef void* gate                     # locked, but after open() until somebody went through
-    cdef int waiters
-    cdef bint opened
-    cdef void open(self) noexcept       # one of those who wait looks again
-    cdef int wait(self, int64_t until, long long slice_us=*) except -1      # a slice at most, then look again: 1; 0 when the time is up
 
 
 cdef class Turn(Session):

@@ -11,12 +11,7 @@ from fastplug.protocols._session import Session
 class Pending: ...
 
 @disjoint_base
-class Turnstile: ...
-
-@disjoint_base
 class Turn(Session):
-    signals: bool
-    packs: bool
     watches: list[weakref.ref[Watch]]
     @property
     def awaited(self) -> int: ...

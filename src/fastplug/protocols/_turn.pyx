@@ -9,6 +9,10 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from fastplug._wire cimport FrameHeader
 from fastplug.protocols._session cimport Session
 from fastplug.protocols._streams cimport Incoming, Outgoing
+from fastplug.protocols._waiting cimport (
+    PY_LOCK_ACQUIRED, PY_LOCK_FAILURE, QUEUE_SLICE_US, PyLockStatus, PyThread_acquire_lock, PyThread_acquire_lock_timed, PyThread_allocate_lock,
+    PyThread_free_lock, PyThread_get_thread_ident, PyThread_release_lock,
+)
 
 from fastplug.errors import Closed, DeadlineExceeded, LocalProtocolError, RemoteProtocolError
 
@@ -57,39 +61,6 @@ cdef class Pending:
 
     cdef int lost(self, Turn caller, object error) except -1:
         return 0
-
-
-cdef class Turnstile:
-    def __cinit__(self):
-        self.gate = PyThread_allocate_lock()
-        if self.gate == NULL:
-            raise MemoryError
-        PyThread_acquire_lock(self.gate, 1)
-
-    def __dealloc__(self):
-        if self.gate != NULL:
-            PyThread_free_lock(self.gate)
-
-    cdef void open(self) noexcept:
-        if self.waiters and not self.opened:
-            self.opened = True
-            PyThread_release_lock(self.gate)
-
-    cdef int wait(self, int64_t until, long long slice_us=QUEUE_SLICE_US) except -1:
-        cdef PyLockStatus status
-        cdef long long wait_us = slice_us
-        if until:
-            wait_us = min(wait_us, (until - fp_now_ns()) // 1000)
-            if wait_us <= 0:
-                return 0
-        self.waiters += 1
-        with nogil:
-            status = PyThread_acquire_lock_timed(self.gate, wait_us, 1)
-        self.waiters -= 1
-        if status == PY_LOCK_ACQUIRED:
-            self.opened = False
-        PyErr_CheckSignals()
-        return 1
 
 
 cdef class Turn(Session):

@@ -24,6 +24,7 @@ from fastplug.protocols._call import Caller
 from fastplug.protocols._inline import DeferredPort
 from fastplug.protocols._pool import Pool
 from fastplug.protocols._serve import Server
+from fastplug.protocols._waiting import TimedQueue
 from fastplug.protocols.offering import announced, callback_thread, dispensed, end_callbacks, handlers, passes_callbacks
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ _log = logging.getLogger("fastplug.inproc")
 class QueueLink(HandoverLink):
     """One end of a pair of queues. None in a queue is the end."""
 
-    def __init__(self, inbound: queue.SimpleQueue[Frame | None], outbound: queue.SimpleQueue[Frame | None]) -> None:
+    def __init__(self, inbound: TimedQueue[Frame | None], outbound: TimedQueue[Frame | None]) -> None:
         super().__init__()
         self._inbound = inbound
         self._outbound = outbound
@@ -79,7 +80,7 @@ class QueueLink(HandoverLink):
         while True:
             left_s = SLICE_S if until_s is None else min(SLICE_S, until_s - time.monotonic())
             try:
-                frame = self._inbound.get(timeout=left_s) if left_s > 0 else self._inbound.get_nowait()
+                frame = self._inbound.get(left_s)
             except queue.Empty:
                 if left_s <= 0:
                     return None
@@ -124,8 +125,8 @@ def load(module: str, attribute: str) -> list[tuple[Interface, Any]]:
 
 def _pair() -> tuple[QueueLink, QueueLink]:
     """The host's end and the plugin's."""
-    to_plugin: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
-    to_host: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+    to_plugin: TimedQueue[Frame | None] = TimedQueue()
+    to_host: TimedQueue[Frame | None] = TimedQueue()
     return QueueLink(to_host, to_plugin), QueueLink(to_plugin, to_host)
 
 

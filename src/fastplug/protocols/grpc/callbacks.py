@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any
 
 from fastplug._wire_words import Unfit
 from fastplug.annotation import TypeNode
 from fastplug.errors import LocalProtocolError, RemoteProtocolError, RpcError
 from fastplug.interfaces import check_implementation
+from fastplug.protocols._waiting import TimedQueue
 from fastplug.protocols.grpc.arrays import ArrayCopies
 from fastplug.protocols.grpc.broker import Broker
 from fastplug.protocols.grpc.channel import CallContext, Code, Handler, HandlerKind, MethodTable
@@ -93,9 +94,9 @@ class Callbacks:
         self._codecs: dict[str, MethodCodec] = {}
         self._entries: dict[int, Entry] = {}
         self._undialled: list[Entry] = []  # whose calls are over, for the thread
-        self._waiting: dict[str, SimpleQueue[Any]] = {}
+        self._waiting: dict[str, TimedQueue[Any]] = {}
         self._lock = threading.Lock()
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._jobs: TimedQueue[Callable[[], None] | None] = TimedQueue()
         self._thread: threading.Thread | None = None
 
     def register(self, value: Any, node: TypeNode, rpcs: tuple[Rpc, ...], call: str) -> Entry:
@@ -173,12 +174,12 @@ class Callbacks:
 
     # -- where they run
 
-    def wait_here(self, call: str, events: SimpleQueue[Any]) -> None:
+    def wait_here(self, call: str, events: TimedQueue[Any]) -> None:
         """From now on, what the handler of this call asks for is put into ``events``; whoever reads them performs it."""
         with self._lock:
             self._waiting[call] = events
 
-    def wait_no_more(self, call: str, events: SimpleQueue[Any]) -> None:
+    def wait_no_more(self, call: str, events: TimedQueue[Any]) -> None:
         """What was put there and not performed goes its other way."""
         with self._lock:
             self._waiting.pop(call, None)

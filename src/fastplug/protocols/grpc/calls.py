@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from fastplug.errors import RpcError
+from fastplug.protocols._waiting import TimedQueue
 from fastplug.protocols.grpc.channel import Channel, Code, rpc_error
 
 __all__ = ["Calls", "UnaryCall", "take"]
@@ -27,13 +28,13 @@ SLICE_S = 0.1
 _T = TypeVar("_T")
 
 
-def take(queue: SimpleQueue[_T], timeout_s: float | None = None) -> _T:
+def take(queue: TimedQueue[_T], timeout_s: float | None = None) -> _T:
     """The next of a queue, in slices, so that Ctrl-C is never missed. Raises queue.Empty after ``timeout_s`` seconds."""
     until_s = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
         left_s = SLICE_S if until_s is None else min(SLICE_S, until_s - time.monotonic())
         try:
-            return queue.get(timeout=left_s) if left_s > 0 else queue.get_nowait()
+            return queue.get(left_s)
         except Empty:
             if left_s <= 0:
                 raise
@@ -101,7 +102,7 @@ class Calls:
 
     def unary(self, path: str, request: bytes, timeout_s: float | None, metadata: tuple[tuple[str, str], ...] = ()) -> bytes:
         """The response; ``metadata`` goes beside that of all calls. Raises RpcError; KeyboardInterrupt at once, which cancels the call."""
-        done: SimpleQueue[bytes | RpcError] = SimpleQueue()
+        done: TimedQueue[bytes | RpcError] = TimedQueue()
         call = UnaryCall(path, request, timeout_s, (*self._metadata, *metadata), done.put)
         self._start(call)
         try:
@@ -136,7 +137,7 @@ class Calls:
         """What ``act`` gives or raises, on a thread that may touch the engine; it must not wait for long."""
         if threading.current_thread() is not threading.main_thread():
             return act()
-        outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        outcome: TimedQueue[tuple[Any, BaseException | None]] = TimedQueue()
 
         def perform() -> None:
             try:

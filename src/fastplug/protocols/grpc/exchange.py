@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any, Self
 
 from fastplug._wire import pack_error
@@ -18,6 +18,7 @@ from fastplug._wire_words import Unfit
 from fastplug.annotation import TypeNode
 from fastplug.errors import DeadlineExceeded, LocalProtocolError, RemoteError, RemoteProtocolError, RpcError
 from fastplug.protocols._drawn import Drawn, drawn
+from fastplug.protocols._waiting import TimedQueue
 from fastplug.protocols.grpc.callbacks import INSIDE, Asked, Callbacks, Entry
 from fastplug.protocols.grpc.calls import SLICE_S, take
 from fastplug.protocols.grpc.channel import Code
@@ -37,7 +38,7 @@ _WANTED = object()
 class _Feed(RequestQueue):
     """The requests of a call that takes a stream: says when the engine wants the next one."""
 
-    def __init__(self, events: SimpleQueue[Any]) -> None:
+    def __init__(self, events: TimedQueue[Any]) -> None:
         super().__init__()
         self._events = events
 
@@ -66,7 +67,7 @@ class Exchange:
     ) -> None:
         self.codec = codec
         self.until_s = until_s
-        self.events: SimpleQueue[Any] = SimpleQueue()
+        self.events: TimedQueue[Any] = TimedQueue()
         self._number = number
         self._callbacks = callbacks
         self._translate = translate

@@ -8,13 +8,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastplug.deadlines import remaining_s
 from fastplug.errors import ArgumentError, Cancelled, DeadlineExceeded, RpcError
 from fastplug.protocols._remote import Call
 from fastplug.protocols._result_stream import POLL_NS
+from fastplug.protocols._waiting import TimedQueue
 from fastplug.protocols.grpc.calls import take
 from fastplug.protocols.handle import iterated_already, returns_a_stream
 
@@ -39,10 +40,10 @@ class InFlight:
     """The submitted calls of one connection: how many there may be, and the thread on which their done-callbacks run."""
 
     def __init__(self) -> None:
-        self._slots: SimpleQueue[None] = SimpleQueue()
+        self._slots: TimedQueue[None] = TimedQueue()
         for _ in range(IN_FLIGHT_MAX):
             self._slots.put(None)
-        self._told: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._told: TimedQueue[Callable[[], None]] = TimedQueue()
         self._reader: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -96,7 +97,7 @@ class GrpcCall(Call[Any]):
         left_s = remaining_s()
         self._until_s = None if left_s is None else time.monotonic() + left_s
         self._lock = threading.Lock()
-        self._settled: SimpleQueue[None] = SimpleQueue()
+        self._settled: TimedQueue[None] = TimedQueue()
         self._told: list[Callable[[Any], object]] | None = []
         self._value: Any = None
         self._error: BaseException | None = None
@@ -259,7 +260,7 @@ class GrpcMapped:
         self._goes_on = goes_on
         self._exhausted = False
         self._current: GrpcCall | None = None  # that is waited for
-        self._done: SimpleQueue[_Outcome | None] = SimpleQueue()
+        self._done: TimedQueue[_Outcome | None] = TimedQueue()
 
     def __iter__(self) -> Iterator[Any]:
         return self

@@ -1,7 +1,7 @@
 """Calls that stream, so that Ctrl-C can do no harm (see ``calls.py``) and neither side runs ahead without bound.
 
 A thread of its own drives each call: it asks the engine for the next response when the reader has room, and hands it over in a
-SimpleQueue. The reader touches no object of the engine. Requests are taken from the caller's iterable by the engine, as it sends them.
+queue. The reader touches no object of the engine. Requests are taken from the caller's iterable by the engine, as it sends them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import Any, Self
 
 from fastplug.errors import Cancelled, RpcError
+from fastplug.protocols._waiting import TimedQueue
 from fastplug.protocols.grpc.calls import take
 from fastplug.protocols.grpc.channel import Channel, Code, rpc_error
 
@@ -55,8 +56,8 @@ class RequestQueue:
 class Driver:
     """What the thread of one call has. ``outcomes`` gets responses, then once an exception or END."""
 
-    def __init__(self, requests: Iterable[Any], encode: Callable[[Any], bytes], outcomes: SimpleQueue[Any] | None = None) -> None:
-        self.outcomes: SimpleQueue[Any] = SimpleQueue() if outcomes is None else outcomes
+    def __init__(self, requests: Iterable[Any], encode: Callable[[Any], bytes], outcomes: TimedQueue[Any] | None = None) -> None:
+        self.outcomes: TimedQueue[Any] = TimedQueue() if outcomes is None else outcomes
         self._tells_begun = outcomes is not None and isinstance(requests, RequestQueue)
         self._room: SimpleQueue[bool] = SimpleQueue()
         for _ in range(AHEAD_MAX):
@@ -215,7 +216,7 @@ class StreamCalls:
         requests: Iterable[bytes],
         timeout_s: float | None,
         metadata: tuple[tuple[str, str], ...],
-        outcomes: SimpleQueue[Any],
+        outcomes: TimedQueue[Any],
     ) -> tuple[Driver, Callable[[], None]]:
         """As ``call``, for a reader of its own: the driver, which puts into ``outcomes`` what comes, and what cancels the call."""
         driver = Driver(requests, bytes, outcomes)

@@ -13,12 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any
 
 from fastplug.contexts import CALLS, METADATA_BYTES_MAX, METADATA_ENTRIES_MAX, Context
 from fastplug.errors import RpcError
 from fastplug.process.stacks import NOT_RUNNING, stack_of
+from fastplug.protocols._waiting import TimedQueue
 from fastplug.protocols.grpc.channel import CallContext, Code
 from fastplug.protocols.grpc.errors import HOST_KEY
 
@@ -145,7 +146,7 @@ class Worker:
         self.steps: deque[Job] = deque()  # those that only this one may run
         self.running: list[Job] = []  # the last one runs; those before it wait
         self.thread = 0
-        self._awake: SimpleQueue[None] = SimpleQueue()
+        self._awake: TimedQueue[None] = TimedQueue()
 
     def wake(self) -> None:
         """From any thread: look again."""
