@@ -83,6 +83,7 @@ class PluginLife:
         self._launched = threading.Event()  # there is a process, or there will be none
         self._socket_dir: str | None = None
         self._let_go = False
+        self._reap_until_s: float | None = None  # from the first error of a connection that ended
         self._connected_or_not = threading.Event()  # nobody reads the process's first words
         self._connected_or_not.set()
         self._releasing = False
@@ -322,8 +323,11 @@ class PluginLife:
             return Closed(f"plugin {self.name!r} has ended")
         ended = True
         if not self._released.is_set():
+            now_s = time.monotonic()
+            if self._reap_until_s is None:
+                self._reap_until_s = now_s + REAP_TIMEOUT_S
             with contextlib.suppress(Closed):  # released meanwhile: then _ending has it
-                ended = runner.wait(REAP_TIMEOUT_S)
+                ended = runner.wait(max(0.0, self._reap_until_s - now_s))
                 if output is not None:
                     output.settle(SETTLE_TIMEOUT_S)
         tail = output.tail() if output is not None else ()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 import textwrap
+import time
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from tests.adversity.processes import WATCHDOG_S, gone, open_pidfds
@@ -14,9 +17,11 @@ from tests.adversity.running import Running
 from tests.conformance.conftest import plugin_environment
 
 import fastplug
+from fastplug.life import REAP_TIMEOUT_S
 
 PLUGIN = """
     import os, signal, socket, sys
+    from collections.abc import Iterator
     from tests.adversity.test_lost_connection import Hermit
     import fastplug
 
@@ -35,6 +40,10 @@ PLUGIN = """
             while True:
                 signal.pause()
 
+        def trickle(self, transport: str) -> Iterator[int]:
+            yield 1
+            self.cut(transport)
+
     fastplug.serve(Cutting())
 """
 
@@ -42,15 +51,19 @@ PLUGIN = """
 @fastplug.interface("test.hermit/1")
 class Hermit(Protocol):
     def cut(self, transport: str) -> None: ...
+    def trickle(self, transport: str) -> Iterator[int]: ...
+
+
+def start(folder: Path, transport: fastplug.Transport, **options: Any) -> fastplug.Client:
+    program = folder / "plugin.py"
+    program.write_text(textwrap.dedent(PLUGIN))
+    return fastplug.start([sys.executable, str(program)], name="hermit", transport=transport, env=plugin_environment(), **options)
 
 
 @pytest.mark.parametrize("transport", ["shm", "socket", "grpc"])
 def test_a_plugin_that_closes_its_connection_and_runs_on(transport: fastplug.Transport, tmp_path: Path) -> None:
-    program = tmp_path / "plugin.py"
-    program.write_text(textwrap.dedent(PLUGIN))
-    command = [sys.executable, str(program)]
     # Ten minutes of grace would be waited for if the plugin could be asked to stop.
-    with fastplug.start(command, name="hermit", transport=transport, env=plugin_environment(), stop_timeout_s=600) as client:
+    with start(tmp_path, transport, stop_timeout_s=600) as client:
         hermit = client.dispense(Hermit)
         with pytest.raises(fastplug.ConnectionLost) as raised, fastplug.deadline(after_s=WATCHDOG_S):
             hermit.cut(transport)
@@ -66,3 +79,40 @@ def test_a_plugin_that_closes_its_connection_and_runs_on(transport: fastplug.Tra
         assert client.returncode == -signal.SIGTERM
     with pytest.raises(fastplug.Closed, match=r"ended by kill\(\)"):
         hermit.cut(transport)
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["calls", "stream"])
+@pytest.mark.parametrize("transport", ["shm", "socket", "grpc"])
+def test_an_event_loop_goes_on_while_its_calls_learn_why(transport: fastplug.Transport, tmp_path: Path, *, streams: bool) -> None:
+    """The process's end is waited for first, and it does not come; all calls under way are told, and the next one at once."""
+    beats = list[float]()
+
+    async def beat() -> None:
+        while True:
+            beats.append(time.monotonic())
+            await asyncio.sleep(0.01)
+
+    async def later(stream: Any) -> None:  # usable both ways, as fastplug's streams are
+        assert await anext(stream) == 1
+        await anext(stream)
+
+    async def main(hermit: Hermit) -> None:
+        beating = asyncio.create_task(beat())
+        waiting: list[Awaitable[None]] = []
+        if streams:
+            waiting.append(later(hermit.trickle(transport)))
+        else:
+            waiting += [fastplug.submit(hermit.cut, transport) for _ in range(3)]
+        outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), WATCHDOG_S)
+        told_s = time.monotonic()
+        assert {type(outcome) for outcome in outcomes} == {fastplug.ConnectionLost}
+        while_it_waited = [beat_s for beat_s in beats if 0.1 < (told_s - beat_s) / REAP_TIMEOUT_S < 0.9]
+        assert len(while_it_waited) >= 3
+        beating.cancel()
+
+    with start(tmp_path, transport) as client:
+        hermit = client.dispense(Hermit)
+        asyncio.run(main(hermit))
+        with pytest.raises(fastplug.ConnectionLost):
+            hermit.cut(transport)
+        assert not client.exited

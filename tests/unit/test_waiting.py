@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from fastplug.protocols._waiting import TimedQueue
 
 WATCHDOG_S = 60.0

@@ -41,7 +41,7 @@ cdef class Caller(Told):
     cdef uint64_t made
     cdef uint64_t sent_before
     cdef Py_ssize_t argument
-    cdef int wait(self, Pending call, int64_t until) except -1
+    cdef int wait(self, Pending call, int64_t until, bint on_loop=*) except -1
     cdef int share(self, Pending call, int64_t until) except -1
     cdef int follow(self, Pending call, int64_t until, int* locked) except -1
     cdef object plain(self, Bound method, tuple args, dict kwargs, int64_t until, uint64_t* under_way)

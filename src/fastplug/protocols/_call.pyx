@@ -1,8 +1,7 @@
 """The caller's half of calls over a Link: many under way, each answered by frames with its number.
 
 Whoever waits reads the link and gives each frame to the call it belongs to. A call that was given up (deadline, Ctrl-C, cancel) stays in the
-table until its late answer comes, which is dropped, and the blocks it names are given back. docs/wire.md, "Frames"; the shape of all this is
-docs/decisions/2026-11-26-many-calls.md.
+table until its late answer comes, which is dropped, and the blocks it names go back. docs/wire.md, docs/decisions/2026-11-26-many-calls.md.
 """
 
 import random
@@ -462,8 +461,8 @@ cdef class Caller(Told):
         self.link.duplex = True
         return 0
 
-    cdef int wait(self, Pending call, int64_t until) except -1:
-        """1: the call has an answer, or its stream an item. 0: the time is up."""
+    cdef int wait(self, Pending call, int64_t until, bint on_loop=False) except -1:
+        """1: the call has an answer, or its stream an item. 0: the time is up; on a loop's thread also: the link has ended, and it will be told."""
         cdef int turn
         while not call.ready():
             if until and fp_now_ns() >= until:
@@ -481,6 +480,8 @@ cdef class Caller(Told):
                 if self.pump(call, until):
                     return 1
             except (EOFError, RemoteProtocolError) as error:
+                if on_loop:
+                    return self.fail_soon(error)
                 raise self.failure(error, call.codec.qualified)
             finally:
                 if turn == 1:

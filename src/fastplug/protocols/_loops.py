@@ -184,7 +184,10 @@ class Watch:
                 self._unwatch()  # readable for as long as the other one reads
                 return
         self.barred = False
-        self._watch()
+        if self._caller.parting:
+            self._unwatch()  # at its end it is readable for ever
+        else:
+            self._watch()
 
     def tick(self) -> None:
         """A slice is over."""

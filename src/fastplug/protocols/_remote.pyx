@@ -152,7 +152,7 @@ cdef class Call(Pending):
         (<Caller>self.caller).watch(self, function)
 
     def __await__(self):
-        if not self.look(fp_now_ns() + _POLL_NS):
+        if not self.look(fp_now_ns() + _POLL_NS, True):
             from fastplug.protocols._loops import awaited       # here and not above: it takes asyncio, whose import takes 40 ms
 
             yield from awaited(self, None if self.fed else self.caller)
@@ -179,8 +179,9 @@ cdef class Call(Pending):
         """Seconds until its deadline; None without one."""
         return (self.until - fp_now_ns()) / 1e9 if self.until else None
 
-    def look(self, int64_t until):
-        """Waits until then (CLOCK_MONOTONIC in nanoseconds; 0: for ever): whether there is an outcome. For what is built on calls."""
+    def look(self, int64_t until, bint on_loop=False):
+        """Waits until then (CLOCK_MONOTONIC in nanoseconds; 0: for ever): whether there is an outcome. For what is built on calls; ``on_loop``: on a
+        loop's thread, which must not wait for why a connection has ended."""
         if self.fed:
             while self.state == PENDING:        # its own thread reads
                 left_s = FED_SLICE_S if not until else min(FED_SLICE_S, (until - fp_now_ns()) / 1e9)
@@ -191,7 +192,7 @@ cdef class Call(Pending):
             return True
         if self.state == PENDING:
             try:
-                return (<Caller>self.caller).wait(self, until) == 1
+                return (<Caller>self.caller).wait(self, until, on_loop) == 1
             except Exception as error:
                 if self.state == PENDING:
                     self.finish(FAILED, error)

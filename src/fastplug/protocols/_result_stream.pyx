@@ -57,11 +57,11 @@ cdef class ResultStream:
         try:
             feed = self.call.feed
             drawing = feed is not None and isinstance((<Outgoing>feed).iterator, Drawn)     # the loop must go on meanwhile
-            if not self.closed and not self.look(1 if drawing else fp_now_ns() + _POLL_NS):
+            if not self.closed and not self.look(1 if drawing else fp_now_ns() + _POLL_NS, True):
                 import asyncio
 
                 loop = asyncio.get_running_loop()
-                while not self.look(1):         # another thread waits, so that an item which comes when this task is cancelled is not lost
+                while not self.look(1, True):   # another thread waits, so that an item which comes when this task is cancelled is not lost
                     await loop.run_in_executor(None, self.look, fp_now_ns() + ASYNC_SLICE_NS)
                     if self.call.until and fp_now_ns() >= self.call.until:
                         break
@@ -72,10 +72,10 @@ cdef class ResultStream:
             raise StopAsyncIteration
         return value
 
-    def look(self, int64_t until):
-        """Waits until then: whether there is an item, or the end. For what is built on streams."""
+    def look(self, int64_t until, bint on_loop=False):
+        """Waits until then: whether there is an item, or the end. For what is built on streams; ``on_loop`` as of a Call."""
         cdef Pending call = self.call
-        return self.closed or bool(call.items.values) or call.state != PENDING or (<Caller>call.caller).wait(call, until) == 1
+        return self.closed or bool(call.items.values) or call.state != PENDING or (<Caller>call.caller).wait(call, until, on_loop) == 1
 
     cdef int check_free(self) except -1:
         cdef Pending call = self.call

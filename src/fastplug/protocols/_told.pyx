@@ -21,6 +21,8 @@ cdef extern from "_atomics.h" nogil:
 
 # The reader's turn: a call of another thread waits for the link this long at most while somebody awaits an answer on it.
 cdef int64_t READ_SLICE_NS = 1_000_000
+# A call that another thread makes at the very end of a link meets that end itself.
+cdef long long FAREWELL_US = 1_000_000
 cdef int READ_FRAMES = 64       # that a loop takes before it has a look at its other affairs
 # To start a thread takes 50 us: it stays for the next awaited call.
 READER_IDLE_S = 0.5
@@ -66,12 +68,12 @@ cdef class Told(Reading):
             return
         self.took(PyThread_get_thread_ident())
         try:
-            self.read_some(fp_now_ns() + READ_SLICE_NS, 1)
+            self.read_some(fp_now_ns() + READ_SLICE_NS, 1, False)
         finally:
             self._unlock()
 
-    cdef int read_some(self, int64_t until, int frames) except -1:
-        """Reads so many frames at most, for whichever calls they are. What goes wrong is their outcome."""
+    cdef int read_some(self, int64_t until, int frames, bint on_loop) except -1:
+        """Reads so many frames at most, for whichever calls they are. What goes wrong is their outcome; on a loop's thread in a moment."""
         cdef FrameHeader header
         try:
             if self.refusal is not None:
@@ -83,22 +85,56 @@ cdef class Told(Reading):
                     self.run_asked()
             if self.link is not None and self.link.ended():     # else loops that wait would look for ever, and nobody else come to run
                 raise EOFError
+        except EOFError as error:
+            if on_loop:
+                self.fail_soon(error)
+            else:
+                self.fail_all(self.failure(error, None))
         except Exception as error:
             self.fail_all(self.failure(error, None))
         return 0
+
+    cdef int fail_soon(self, object error) except -1:
+        """Why a link has ended takes up to a second to learn, when the plugin's process lives on; a loop has other affairs meanwhile."""
+        if self.farewell is None and self.under_way():
+            self.farewell = threading.Thread(target=self.say_farewell, args=(error,), name="fastplug end", daemon=True)
+            self.farewell.start()
+        return 0
+
+    def say_farewell(self, error) -> None:
+        """The body of that thread. A thread that keeps the link for so long meets its end by itself; then the loops' next look tries again."""
+        cdef PyLockStatus status
+        failed = self.failure(error, None)
+        with nogil:
+            status = PyThread_acquire_lock_timed(self.lock, FAREWELL_US, 0)
+        self.farewell = None
+        if status != PY_LOCK_ACQUIRED:
+            return
+        self.took(PyThread_get_thread_ident())
+        try:
+            self.fail_all(failed)
+        finally:
+            self._unlock()
+
+    @property
+    def parting(self) -> bool:
+        """The link has ended, and its calls are about to be told."""
+        return self.farewell is not None
 
     def read_ready(self) -> bool:
         """Takes what has come, without waiting. False: another thread has the link; it nudges those who were barred when it lets go."""
         cdef unsigned long me = PyThread_get_thread_ident()
         if not self.at_home():
             return False
+        if self.farewell is not None:
+            return True
         if self.owner == me:
-            self.read_some(1, READ_FRAMES)      # 1: a time in the past
+            self.read_some(1, READ_FRAMES, True)        # 1: a time in the past
             self.nudge(self.stand_guard())
         elif PyThread_acquire_lock(self.lock, 0):
             self.took(me)
             try:
-                self.read_some(1, READ_FRAMES)
+                self.read_some(1, READ_FRAMES, True)
             finally:
                 self._unlock()
         else:

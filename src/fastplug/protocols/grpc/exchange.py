@@ -285,6 +285,7 @@ class ResultStream:
         self._exchange = exchange
         self._ready: deque[bytes] = deque()
         self._end: Any = None  # what the call ended with
+        self._error: BaseException | None = None  # what that is for the caller, once it is known
         self._closed = False
         self._iterated = False  # somebody waits for an item
         self._looking = threading.Lock()  # a task that was cancelled leaves a thread behind that looks for it
@@ -359,10 +360,16 @@ class ResultStream:
         end = self._end
         if end is END:
             raise StopIteration
-        error = self._exchange.failure(end)
+        error = self._error or self._exchange.failure(end)
         if isinstance(error, DeadlineExceeded) and not isinstance(error, RemoteError):
             error = self._late()
         raise error
+
+    async def _learn(self, end: RpcError) -> None:
+        """Why a connection has ended takes a second to learn when the plugin's process lives on; a loop has other affairs meanwhile."""
+        import asyncio
+
+        self._error = await asyncio.to_thread(self._exchange.failure, end)
 
     async def __anext__(self) -> Any:
         self._enter()
@@ -374,6 +381,8 @@ class ResultStream:
                 # Another thread waits, so that an item which comes when this task is cancelled is not lost.
                 while not await loop.run_in_executor(None, self.look, ASYNC_SLICE_S):
                     continue
+            if not self._ready and isinstance(self._end, RpcError):
+                await self._learn(self._end)
         finally:
             self._leave()
         try:

@@ -132,7 +132,7 @@ class GrpcCall(Call[Any]):
     def cancelled(self) -> bool:
         return isinstance(self._error, Cancelled)
 
-    def look(self, until: int) -> bool:
+    def look(self, until: int, on_loop: bool = False) -> bool:
         left_s = (until - time.monotonic_ns()) / 1e9 if until else None
         return self._wait(left_s)
 
