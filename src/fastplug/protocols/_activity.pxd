@@ -75,6 +75,8 @@ cdef class Activity(Asking):
     cdef uint64_t hand_end
     cdef bint in_hand(self, uint64_t call) noexcept
     cdef int depth                      # handlers on the stack
+    cdef int waits                      # of these, how many wait in nested()
+    cdef int running_handlers(self) noexcept
     cdef public object group            # of lanes that this thread serves, None while there is one
     cdef public bint stopping           # finish what is in hand, then end
     # What a Server does: one frame, handler or item; the last frame of a call, whose payload is in enc; and so on.

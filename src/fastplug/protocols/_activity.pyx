@@ -208,6 +208,7 @@ cdef class Activity(Asking):
         """A handler waits: what comes is taken, and what can be run is run on top of it."""
         if self.stopping:
             raise Closed("the host is gone, or has asked the plugin to end")
+        self.waits += 1
         try:
             if self.group is None:
                 self.step()
@@ -220,7 +221,17 @@ cdef class Activity(Asking):
             self.broken = error
             self.stopping = True
             raise
+        finally:
+            self.waits -= 1
+            self.receiving = False      # a signal handler that raised may have left it
         return 0
+
+    cdef bint in_handler(self) except -1:
+        return self.running_handlers() > 0 if self.group is None else self.group.runs_handler()
+
+    cdef int running_handlers(self) noexcept:
+        """1 while a handler of this lane runs, and does not wait; of several lanes of one thread the sum counts: any of them may wait."""
+        return self.depth - self.waits - self.sending
 
     def close_streams(self) -> None:
         """Generators that have not come to their end are closed: their clean-up runs."""
@@ -291,14 +302,14 @@ cdef class Activity(Asking):
             self.leave(call, outer)
         if call.given_up:
             return self.end_stream(call, None)
+        try:
+            size = self.make_item(&header, call.number, call.codec, value, True)
+        except Exception as error:
+            return self.end_stream(call, error)
+        value = None
+        out.sent(size)                  # before the peer can see it, and give credit for it
         self.sending = True
         try:
-            try:
-                size = self.make_item(&header, call.number, call.codec, value, True)
-            except Exception as error:
-                return self.end_stream(call, error)
-            value = None
-            out.sent(size)              # before the peer can see it, and give credit for it
             self.transmit(&header, 0)
         finally:
             self.sending = False

@@ -43,6 +43,10 @@ cdef class Asking(Session):
     # Who can bring a callback to the host.
     cdef object ask(self, Target target, tuple args, dict kwargs)
     cdef int nested(self) except -1     # a handler waits: serves a bit of what comes meanwhile
+    # On the thread that serves: whether a handler runs now. Else the code that asks runs while a value is encoded or decoded, which nothing
+    # that is served may run on top of, since it would use the same encoder; or it is a signal handler's, while a frame is waited for.
+    cdef bint in_handler(self) except -1
+    cdef bint receiving
     cdef int let_out(self) except -1    # before it does: what waits to be published with the next answers goes out
 
 

@@ -224,6 +224,9 @@ cdef class Asking(Session):
     cdef int nested(self) except -1:
         raise LocalProtocolError(f"{type(self).__name__} does not serve")
 
+    cdef bint in_handler(self) except -1:
+        raise LocalProtocolError(f"{type(self).__name__} does not serve")
+
     cdef int let_out(self) except -1:
         return 0
 
@@ -288,9 +291,14 @@ cdef class CallbackLine(Asking):
             raise Closed("the host cannot be called back: it is gone, or has sent no callback link")
         if not self.at_home():
             raise Closed(f"this callback belongs to another process; this is process {os.getpid()}, forked from it")
-        if here is not None and not here.sending:
+        if here is not None and here.in_handler():
             here.let_out()
             return self.ask_and_serve(here, target, args, kwargs, until)
+        if here is not None and not here.receiving:     # else a signal handler asks
+            raise LocalProtocolError(
+                f"{target!r} was called while a value was encoded or decoded (by a property, an iterator, a constructor): the plugin can serve "
+                "nobody meanwhile, and the callback may need that. Call it in the handler, and make the value of what it gave"
+            )
         with self.lock:
             self.request(target, args, kwargs, until)
             return self.answer(target, until)

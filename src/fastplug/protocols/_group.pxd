@@ -10,4 +10,5 @@ cdef class Group:
     cdef readonly Server at             # whose handler runs, None when none does
     cdef int hot                        # the lane that was served last
     cpdef int step(self) except -1
+    cpdef bint runs_handler(self) except -1
     cdef int serve(self, int place) except -1

@@ -49,8 +49,18 @@ cdef class Group:
         server = self.servers[0]
         if server.line.released:
             server.line.tell_released()
+        server.receiving = True
         place = self.lanes.wait(fp_now_ns() + RELEASE_SLICE_NS if server.line.alive else 0, self.hot)
+        server.receiving = False
         return self.serve(place) if place < count else 0
+
+    cpdef bint runs_handler(self) except -1:
+        """Whether a handler runs now on the thread that serves, and does not wait."""
+        cdef Server server
+        cdef int running = 0
+        for server in self.servers:
+            running += server.running_handlers()
+        return running > 0
 
     cdef int serve(self, int place) except -1:
         cdef Server server = self.servers[place]

@@ -35,5 +35,6 @@ cdef class Server(Running):
     cdef int plain(self, FrameHeader* header, Served served, Decoder dec, bint last) except -1
     cdef int refuse(self, FrameHeader* header, MethodCodec codec, Phase phase, tuple outer, object error) except -1
     cdef object unbuilt(self, FrameHeader* header, object error)
+    cdef object encoded(self, Activation call, object result)
     cdef int run_one(self, Activation call) except -1
     cdef int launch(self, Activation call) except -1

@@ -103,6 +103,7 @@ cdef class Server(Running):
         """One frame, one handler, or one item."""
         cdef FrameHeader header
         cdef Py_ssize_t place
+        cdef int came
         if self.kept:
             place = self.next_kept()
             if place >= 0:
@@ -117,7 +118,10 @@ cdef class Server(Running):
             return self.advance(self.next_stream())
         if self.line.released and not self.link.has_frame():
             self.line.tell_released()
-        if self.link.receive(&header, self.dec, fp_now_ns() + RELEASE_SLICE_NS if self.line.alive else 0):
+        self.receiving = True
+        came = self.link.receive(&header, self.dec, fp_now_ns() + RELEASE_SLICE_NS if self.line.alive else 0)
+        self.receiving = False
+        if came:
             self.take(&header)
             if self.more and not self.depth:
                 self.go_on()
@@ -361,7 +365,7 @@ cdef class Server(Running):
         if call.asynchronous:
             return self.launch(call)
         self.link.flush()
-        error = call.error
+        error, result = call.error, None
         outer = self.enter(call)
         try:
             if error is None:
@@ -372,11 +376,6 @@ cdef class Server(Running):
                 self.check_home()
                 if call.codec.item is not None:
                     self.open_stream(call, result)
-                else:
-                    call.running = False    # a property that is read while it is encoded cannot use the lane
-                    self.enc.reset()
-                    call.codec.encode_result(self.enc, result)
-                result = None
         except BaseException as raised:
             values = None
             if not self.at_home():
@@ -385,11 +384,27 @@ cdef class Server(Running):
         finally:
             self.leave(call, outer)
         self.check_going()
+        if error is None and call.out is not None:
+            return self.queue(call)
         if error is None:
-            return self.finish(call, FRAME_REPLY) if call.out is None else self.queue(call)
+            error = self.encoded(call, result)
+        result = None
+        if error is None:
+            return self.finish(call, FRAME_REPLY)
         self.pack_error(error)
         error = None
         return self.finish(call, FRAME_ERROR)
+
+    cdef object encoded(self, Activation call, object result):
+        """Encodes what a handler returned: None, or why it cannot be."""
+        self.enc.reset()
+        try:
+            call.codec.encode_result(self.enc, result)
+        except BaseException as error:
+            if not self.at_home():
+                raise
+            return error
+        return None
 
     cdef int launch(self, Activation call) except -1:
         """Hands a call to the event loop. What becomes of it is told to attend()."""

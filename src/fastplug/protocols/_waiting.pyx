@@ -76,13 +76,14 @@ cdef class TimedQueue(Turnstile):
     def get(self, timeout: float | None = None) -> object:
         """The first one, which is waited for. Raises queue.Empty after ``timeout`` seconds, at once when that is not above zero."""
         cdef int64_t until = 0 if timeout is None else end_of(timeout)
-        while not self.items.count():
-            if not self.wait(until, QUEUE_SLICE_US if until else ENDLESS_US):
-                raise Empty
-        item = self.items.take()
-        if self.items.count():
-            self.open()                 # one put may have found the gate open, and woken nobody else
-        return item
+        try:
+            while not self.items.count():
+                if not self.wait(until, QUEUE_SLICE_US if until else ENDLESS_US):
+                    raise Empty
+            return self.items.take()
+        finally:
+            if self.items.count():      # the gate was opened once for several, or for this thread, which a signal handler stopped
+                self.open()
 
     def get_nowait(self) -> object:
         """The first one. Raises queue.Empty when there is none."""

@@ -1,0 +1,83 @@
+"""Values that call back while they are encoded or decoded. Nothing is served on top of that, since it would use the same encoder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tests.plugins.lazy_plugin import Lazy, LazyPairs, Pair, Waking, kept
+
+import fastplug
+
+SOON_S = 60.0
+
+
+@pytest.fixture
+def lazy(start: Callable[..., fastplug.Client]) -> Iterator[LazyPairs]:
+    pairs: LazyPairs = start(Lazy).dispense(LazyPairs)
+    yield pairs
+    kept.clear()  # of a plugin in this process
+
+
+@pytest.mark.transports("shm", "socket", "inproc")
+def test_it_may_not_while_the_plugin_can_serve_nobody(lazy: LazyPairs) -> None:
+    """The callback could call the plugin, which has one worker: it would wait for ever, or the frame that is being made be spoilt."""
+    asked = list[int]()
+
+    def tell(n: int) -> int:
+        asked.append(n)
+        return len(lazy.text(100))
+
+    waking = Waking(2)
+    lazy.keep(tell)
+    refused = pytest.raises(fastplug.RemoteError, match=r"LocalProtocolError.*was called while a value was encoded or decoded")
+    for _ in range(3):
+        with refused:
+            lazy.pair(21)
+        with refused:
+            list(lazy.pairs(3))
+        with refused:
+            lazy.made(3, tell)
+        with refused:
+            fastplug.submit(lazy.pair, 5).result(SOON_S)
+        with refused:
+            lazy.taken(waking)
+        assert lazy.text(3) == "xxx"
+    results = list(fastplug.map(lazy.text, range(50)))
+    assert results == ["x" * n for n in range(50)]
+    assert not asked
+
+
+@pytest.mark.transports("grpc")
+def test_over_grpc_it_may(lazy: LazyPairs) -> None:
+    lazy.keep(lambda n: n + len(lazy.text(100)))
+    assert lazy.pair(21) == Pair(21, 121)
+    assert list(lazy.pairs(2)) == [Pair(0, 100), Pair(1, 101)]
+    assert lazy.taken(Waking(2)) == 102
+
+
+@pytest.mark.transports("shm", "socket")
+def test_a_signal_handler_may_while_the_plugin_waits(start: Callable[..., fastplug.Client]) -> None:
+    client = start(Lazy)
+    lazy: LazyPairs = client.dispense(LazyPairs)
+    told = threading.Event()
+
+    def tell(n: int) -> int:
+        told.set()
+        return n
+
+    lazy.keep(tell)
+    pid = lazy.on_signal()
+    for lanes in (1, 2):
+        while client.stats()["lanes"] < lanes and client.stats()["transport"] == "shm":
+            with ThreadPoolExecutor(4) as threads:
+                list(threads.map(lazy.text, range(1000)))
+        for _ in range(3):
+            os.kill(pid, signal.SIGUSR1)
+            assert told.wait(SOON_S)
+            told.clear()
+            assert lazy.text(2) == "xx"
