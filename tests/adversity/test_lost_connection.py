@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import textwrap
@@ -40,6 +41,11 @@ PLUGIN = """
             while True:
                 signal.pause()
 
+        def cut_when(self, transport: str, fifo: str) -> None:
+            with open(fifo) as opened:
+                opened.readline()
+            self.cut(transport)
+
         def trickle(self, transport: str) -> Iterator[int]:
             yield 1
             self.cut(transport)
@@ -51,6 +57,7 @@ PLUGIN = """
 @fastplug.interface("test.hermit/1")
 class Hermit(Protocol):
     def cut(self, transport: str) -> None: ...
+    def cut_when(self, transport: str, fifo: str) -> None: ...
     def trickle(self, transport: str) -> Iterator[int]: ...
 
 
@@ -86,6 +93,8 @@ def test_a_plugin_that_closes_its_connection_and_runs_on(transport: fastplug.Tra
 def test_an_event_loop_goes_on_while_its_calls_learn_why(transport: fastplug.Transport, tmp_path: Path, *, streams: bool) -> None:
     """The process's end is waited for first, and it does not come; all calls under way are told, and the next one at once."""
     beats = list[float]()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
 
     async def beat() -> None:
         while True:
@@ -102,7 +111,8 @@ def test_an_event_loop_goes_on_while_its_calls_learn_why(transport: fastplug.Tra
         if streams:
             waiting.append(later(hermit.trickle(transport)))
         else:
-            waiting += [fastplug.submit(hermit.cut, transport) for _ in range(3)]
+            waiting += [fastplug.submit(hermit.cut_when, transport, str(fifo)) for _ in range(3)]
+            fifo.write_text("all are under way\n")
         outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), WATCHDOG_S)
         told_s = time.monotonic()
         assert {type(outcome) for outcome in outcomes} == {fastplug.ConnectionLost}
