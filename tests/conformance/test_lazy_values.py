@@ -52,6 +52,21 @@ def test_it_may_not_while_the_plugin_can_serve_nobody(lazy: LazyPairs) -> None:
     assert not asked
 
 
+@pytest.mark.transports("shm", "socket", "inproc")
+def test_nor_on_the_lane_of_a_handler_that_waits(lazy: LazyPairs) -> None:
+    """``made`` waits for its callback, on top of it ``pair`` is encoded, whose property calls that same callback."""
+    depths = list[int]()
+
+    def tell(n: int) -> int:
+        depths.append(n)
+        with pytest.raises(fastplug.RemoteError, match="LocalProtocolError"):
+            lazy.pair(n)
+        return n + len(lazy.text(n))
+
+    assert lazy.told(5, tell) == 10
+    assert depths == [5]
+
+
 @pytest.mark.transports("grpc")
 def test_over_grpc_it_may(lazy: LazyPairs) -> None:
     lazy.keep(lambda n: n + len(lazy.text(100)))

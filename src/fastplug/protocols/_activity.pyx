@@ -47,7 +47,7 @@ cdef class Activation:
 
     def way_back(self):
         """The server on whose lane the caller waits for this call, if the handler's own thread asks; else None."""
-        if self.running and self.flags & FLAG_WAITS and self.thread == PyThread_get_thread_ident() and not self.server.sending:
+        if self.running and self.flags & FLAG_WAITS and self.thread == PyThread_get_thread_ident() and self.server.in_handler():
             return self.server
         return None
 
@@ -67,7 +67,7 @@ cdef class Input:
                 raise StopIteration
             if call.asynchronous:
                 raise LocalProtocolError(f"{call.codec.qualified}(): an asynchronous handler takes its stream with `async for`")
-            if call.thread != PyThread_get_thread_ident() or not call.running or server.sending:
+            if call.thread != PyThread_get_thread_ident() or not call.running or not server.in_handler():
                 raise LocalProtocolError(
                     f"{call.codec.qualified}(): the stream that a method takes is iterated on the thread of its handler, while that runs"
                 )

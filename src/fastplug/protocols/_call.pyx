@@ -480,7 +480,7 @@ cdef class Caller(Told):
                 if self.pump(call, until):
                     return 1
             except (EOFError, RemoteProtocolError) as error:
-                if on_loop:
+                if on_loop and isinstance(error, EOFError):
                     return self.fail_soon(error)
                 raise self.failure(error, call.codec.qualified)
             finally:

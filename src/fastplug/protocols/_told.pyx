@@ -98,13 +98,20 @@ cdef class Told(Reading):
         """Why a link has ended takes up to a second to learn, when the plugin's process lives on; a loop has other affairs meanwhile."""
         if self.farewell is None and self.under_way():
             self.farewell = threading.Thread(target=self.say_farewell, args=(error,), name="fastplug end", daemon=True)
-            self.farewell.start()
+            try:
+                self.farewell.start()
+            except RuntimeError:            # there is no further thread to be had
+                self.farewell = None
+                self.fail_all(self.failure(error, None))
         return 0
 
     def say_farewell(self, error) -> None:
         """The body of that thread. A thread that keeps the link for so long meets its end by itself; then the loops' next look tries again."""
         cdef PyLockStatus status
-        failed = self.failure(error, None)
+        try:
+            failed = self.failure(error, None)
+        except Exception as other:
+            failed = other
         with nogil:
             status = PyThread_acquire_lock_timed(self.lock, FAREWELL_US, 0)
         self.farewell = None
