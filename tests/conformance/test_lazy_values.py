@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import pytest
 from tests.plugins.lazy_plugin import Lazy, LazyPairs, Pair, Waking, kept
@@ -73,6 +74,35 @@ def test_over_grpc_it_may(lazy: LazyPairs) -> None:
     assert lazy.pair(21) == Pair(21, 121)
     assert list(lazy.pairs(2)) == [Pair(0, 100), Pair(1, 101)]
     assert lazy.taken(Waking(2)) == 102
+
+
+def _ways(lazy: LazyPairs) -> list[Callable[[], object]]:
+    """To get a Waking from the plugin, as the outermost call and within a callback."""
+    ways: list[Callable[[], object]] = [
+        lambda: lazy.woken(1).a,
+        lambda: next(lazy.all_woken(2)).a,
+        lambda: next(iter(fastplug.map(lazy.woken, [1]))).a,
+        lambda: fastplug.submit(lazy.woken, 1).result(SOON_S).a,
+        lambda: lazy.told_woken(1, lambda woken: woken.a),
+    ]
+    return ways + [lambda way=way: lazy.around(1, lambda _: cast("int", way())) for way in ways]  # type: ignore[misc]
+
+
+@pytest.mark.transports("shm", "socket")
+def test_the_host_may_not_while_it_decodes(lazy: LazyPairs) -> None:
+    """Of the same handle: what comes next would be read over what is decoded."""
+    for way in _ways(lazy):
+        kept[:] = [lambda n: len(lazy.text(n))]
+        with pytest.raises(Exception, match="LocalProtocolError"):
+            way()
+        kept.clear()
+        assert lazy.text(3) == "xxx"
+
+
+@pytest.mark.transports("grpc")
+def test_the_host_may_over_grpc(lazy: LazyPairs) -> None:
+    kept[:] = [lambda n: 10 + len(lazy.text(n))]
+    assert [way() for way in _ways(lazy)] == [11, 10, 11, 11, 11] * 2
 
 
 @pytest.mark.transports("shm", "socket")

@@ -22,7 +22,7 @@ kept: list[Callable[[int], int]] = []
 
 @dataclass
 class Waking:
-    """Its constructor calls back in the plugin."""
+    """Its constructor calls what is kept: a callback in the plugin, the plugin in the host."""
 
     a: int
 
@@ -38,7 +38,11 @@ class LazyPairs(Protocol):
     def pairs(self, n: int) -> Iterator[Pair]: ...
     def made(self, a: int, tell: Callable[[int], int]) -> Pair: ...
     def told(self, a: int, tell: Callable[[int], int]) -> int: ...
+    def around(self, a: int, tell: Callable[[int], int]) -> int: ...
     def taken(self, pair: Waking) -> int: ...
+    def woken(self, a: int) -> Waking: ...
+    def all_woken(self, n: int) -> Iterator[Waking]: ...
+    def told_woken(self, a: int, tell: Callable[[Waking], int]) -> int: ...
     def text(self, n: int) -> str: ...
     def on_signal(self) -> int: ...
 
@@ -49,7 +53,7 @@ class _Lazy(Pair):
         self._tell = tell
 
     @property
-    def b(self) -> int:  # type: ignore[override]
+    def b(self) -> int:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._tell(self.a)
 
 
@@ -74,8 +78,20 @@ class Lazy(LazyPairs):
         finally:
             kept.clear()
 
+    def around(self, a: int, tell: Callable[[int], int]) -> int:
+        return tell(a)
+
     def taken(self, pair: Waking) -> int:
         return pair.a
+
+    def woken(self, a: int) -> Waking:
+        return Waking(a)
+
+    def all_woken(self, n: int) -> Iterator[Waking]:
+        return map(Waking, range(n))
+
+    def told_woken(self, a: int, tell: Callable[[Waking], int]) -> int:
+        return tell(Waking(a))
 
     def text(self, n: int) -> str:
         return "x" * n

@@ -18,7 +18,7 @@ from fastplug.protocols._callbacks cimport Registry
 from fastplug.protocols._flight cimport Flight
 from fastplug.protocols._streams cimport Incoming, Outgoing
 from fastplug.protocols._told cimport Told
-from fastplug.protocols._turn cimport FAILED, GIVEN_UP, PENDING, Pending
+from fastplug.protocols._turn cimport FAILED, GIVEN_UP, NESTED, NO_TURN, PENDING, Pending
 from fastplug.protocols._waiting cimport PY_LOCK_ACQUIRED, PyLockStatus, PyThread_acquire_lock_timed, PyThread_get_thread_ident, PyThread_release_lock
 
 from fastplug._wire import Unfit
@@ -173,8 +173,7 @@ cdef class Caller(Told):
                 self.pending[number] = None
                 self.link.duplex = True
                 under_way[0] = number
-            if locked:
-                self._unlock()
+            self.done(locked)
         return self.shared(shared, until, under_way)
 
     cdef Pending made_pending(self, Bound method, uint64_t number, int64_t until):
@@ -273,8 +272,7 @@ cdef class Caller(Told):
         finally:
             if not opened:
                 self.stop_feed(call)
-            if locked:
-                self._unlock()
+            self.done(locked)
         if stream:
             return call
         try:
@@ -290,7 +288,7 @@ cdef class Caller(Told):
                 return 0
             if self.asked_for:
                 if locked[0]:
-                    locked[0] = 0
+                    locked[0] = NO_TURN
                     self._unlock()
                 return self.share(call, until)
         return 1
@@ -313,8 +311,7 @@ cdef class Caller(Told):
         finally:
             if self.link is not None:
                 self.link.lazy = False
-            if locked:
-                self._unlock()
+            self.done(locked)
         return 0
 
     cdef int publish(self, str what) except -1:
@@ -326,8 +323,7 @@ cdef class Caller(Told):
         except EOFError as error:
             raise self.failure(error, what)
         finally:
-            if locked:
-                self._unlock()
+            self.done(locked)
         return 0
 
     cdef int submit_all(self, Flight flight, Bound method, list batch, bint bare) except -1:
@@ -356,8 +352,7 @@ cdef class Caller(Told):
         finally:
             if self.link is not None:
                 self.link.lazy = False
-            if locked:
-                self._unlock()
+            self.done(locked)
         return 0
 
     cdef Py_ssize_t send_batch(self, Flight flight, Bound method, list batch, Py_ssize_t at, bint bare, int64_t until) except -1:
@@ -484,9 +479,8 @@ cdef class Caller(Told):
                     return self.fail_soon(error)
                 raise self.failure(error, call.codec.qualified)
             finally:
-                if turn == 1:
-                    self._unlock()
-            if turn == 0 and self.asked_for:
+                self.done(turn)
+            if turn == NESTED and self.asked_for:
                 return self.share(call, until)
         return 1
 

@@ -183,13 +183,16 @@ cdef class Reading(Turn):
     cdef int stop_feed(self, Pending call) except -1:
         """The user's generator runs its clean-up, on the thread of its call."""
         cdef bint mine = self.owner == PyThread_get_thread_ident()
+        cdef int before = self.inside
         if call.feed is None or call.feed.iterator is None:
             return 0
-        self.inside += mine
+        if mine:
+            self.inside = 1
         try:
             call.feed.stop()
         finally:
-            self.inside -= mine
+            if mine:
+                self.inside = before
         return 0
 
     cdef int grant(self, Pending call) except -1:

@@ -136,7 +136,13 @@ cdef class Told(Reading):
         if self.farewell is not None:
             return True
         if self.owner == me:
-            self.read_some(1, READ_FRAMES, True)        # 1: a time in the past
+            if not self.inside:
+                return False                    # a loop that runs in the constructor of what is read just now
+            self.inside -= 1
+            try:
+                self.read_some(1, READ_FRAMES, True)    # 1: a time in the past
+            finally:
+                self.inside += 1
             self.nudge(self.stand_guard())
         elif PyThread_acquire_lock(self.lock, 0):
             self.took(me)

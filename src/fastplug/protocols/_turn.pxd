@@ -12,6 +12,13 @@ cdef enum:
     ASK_SLICE_US = 5_000
 
 
+cdef enum:
+    # What _lock() gives: the link is this thread's, or it has been, and runs user code for a call of its own; or it was given back.
+    HAS_TURN = 1
+    NESTED = 0
+    NO_TURN = -1
+
+
 cdef enum State:
     PENDING = 0
     ANSWERED = 1
@@ -53,7 +60,7 @@ cdef class Turn(Session):
     cdef Turnstile turnstile            # of the connection's lanes, None when this is the only one
     cdef void* lock
     cdef unsigned long owner            # thread that holds the lock, 0 when nobody does
-    cdef int inside                     # > 0: the owner runs user code (a callback, a generator); its calls nest
+    cdef int inside                     # > 0: the owner runs user code (a callback, a generator), and no call within that: its calls nest
     cdef int queued                     # threads that wait for the lock
     cdef bint asked_for                 # by a thread that has something to do for others: whoever has the link may be waiting for just that one
     cdef dict pending                   # number -> Pending; None for one that was given up and whose answer is still to come
@@ -70,6 +77,12 @@ cdef class Turn(Session):
     cdef bint called_back(self, unsigned long thread) noexcept
     cdef int urgency(self, Pending call, unsigned long me) except -2
     cdef int _lock(self, int64_t until, str what) except -1
+    cdef inline void done(self, int locked) noexcept:
+        # The end of what _lock() gave.
+        if locked == HAS_TURN:
+            self._unlock()
+        elif locked == NESTED:
+            self.inside += 1
     cdef int ask(self) except -1                        # whoever has the link to let go of it
     cdef bint queue(self, unsigned long me, int64_t until, long long slice_us) except -1
     cdef int part(self) except -2

@@ -93,15 +93,16 @@ cdef class Turn(Session):
     # -- whose turn it is
 
     cdef int _lock(self, int64_t until, str what) except -1:
-        """1: the link is this thread's. 0: it has been, and runs user code for a call of its own: this call nests."""
+        """HAS_TURN or NESTED. While a nested call runs, user code that is not a callback's (a constructor of its result) makes none on top of it."""
         cdef bint asks
         cdef unsigned long me = PyThread_get_thread_ident()
         if PyThread_acquire_lock(self.lock, 0):
             self.took(me)
-            return 1
+            return HAS_TURN
         if self.owner == me:
             if self.inside and not self.sending:
-                return 0
+                self.inside -= 1
+                return NESTED
             raise LocalProtocolError(
                 f"{what}() was called while this thread already waits in a call on the same handle (from a signal handler, a finalizer or "
                 "an argument's __index__); make the call after that one, or open a second handle"
@@ -111,7 +112,7 @@ cdef class Turn(Session):
             if asks:
                 self.ask()
             if self.queue(me, until, ASK_SLICE_US if asks else QUEUE_SLICE_US):
-                return 1
+                return HAS_TURN
             if until and fp_now_ns() >= until:
                 raise DeadlineExceeded(f"{what}() was still waiting for other calls on this handle when its deadline ran out; nothing was sent")
 

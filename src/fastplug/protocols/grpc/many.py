@@ -101,14 +101,17 @@ class GrpcCall(Call[Any]):
         self._told: list[Callable[[Any], object]] | None = []
         self._value: Any = None
         self._error: BaseException | None = None
+        self._decode: Callable[[Any], Any] | None = None  # what the value has still to go through
+        self._decoding = threading.RLock()
         self.stop: Callable[[], None] = lambda: None
 
-    def settle(self, value: Any, error: BaseException | None) -> bool:
-        """From any thread: it is done. False: it was before."""
+    def settle(self, value: Any, error: BaseException | None, decode: Callable[[Any], Any] | None = None) -> bool:
+        """From any thread: it is done. False: it was before. ``decode`` makes the result of ``value``, on the thread of who asks for
+        it: the user's constructors may run."""
         with self._lock:
             if self._told is None:
                 return False
-            self._value, self._error = value, error
+            self._value, self._error, self._decode = value, error, decode
             told, self._told = self._told, None
         self._settled.put(None)
         self._client.in_flight.leave()
@@ -151,7 +154,19 @@ class GrpcCall(Call[Any]):
             raise DeadlineExceeded(f"{self._qualified}() was not answered within {timeout_s:g} s; the call goes on")
         return self._outcome()
 
+    def _make_value(self) -> None:
+        with self._decoding:
+            if self._decode is None:
+                return
+            try:
+                self._value = self._decode(self._value)
+            except Exception as error:  # noqa: BLE001  malformed, or its constructor's: whoever asks for the result raises it
+                self._value, self._error = None, error
+            self._decode = None
+
     def _outcome(self) -> Any:
+        if self._decode is not None:
+            self._make_value()
         error = self._error
         if error is None:
             return self._value
@@ -218,14 +233,18 @@ def submitted(remote: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         request, timeout_s, number, metadata = client.prepared(remote, args, kwargs)
         call = GrpcCall(client, codec.qualified, number)
 
-        def done(outcome: bytes | RpcError) -> None:
+        def failed(status: RpcError) -> None:
             try:
-                if isinstance(outcome, RpcError):
-                    call.settle(None, client.failure(outcome, codec.qualified, what, call.until_s))
-                else:
-                    call.settle(codec.decode_result(outcome), None)
+                call.settle(None, client.failure(status, codec.qualified, what, call.until_s))
             except Exception as error:  # noqa: BLE001  malformed: whoever asks for the result raises it
                 call.settle(None, error)
+
+        def done(outcome: bytes | RpcError) -> None:
+            """On a thread of the engine, which all calls need."""
+            if isinstance(outcome, RpcError):
+                client.in_flight.tell(functools.partial(failed, outcome))  # why a connection has ended can take a second to learn
+            else:
+                call.settle(outcome, None, codec.decode_result)
 
         made = client.begin(remote.codec.path, request, timeout_s, metadata, done)
         call.stop = lambda: client.post(made.cancel)
