@@ -104,8 +104,8 @@ cdef class Turn(Session):
                 self.inside -= 1
                 return NESTED
             raise LocalProtocolError(
-                f"{what}() was called while this thread already waits in a call on the same handle (from a signal handler, a finalizer or "
-                "an argument's __index__); make the call after that one, or open a second handle"
+                f"{what}() was called while this thread already waits in a call on the same handle (from a signal handler, a finalizer, "
+                "an argument's __index__ or a result's constructor); make the call after that one, or open a second handle"
             )
         while True:
             asks = self.called_back(me)
