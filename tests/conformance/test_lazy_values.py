@@ -55,7 +55,7 @@ def test_it_may_not_while_the_plugin_can_serve_nobody(lazy: LazyPairs) -> None:
 
 @pytest.mark.transports("shm", "socket", "inproc")
 def test_nor_on_the_lane_of_a_handler_that_waits(lazy: LazyPairs) -> None:
-    """``made`` waits for its callback, on top of it ``pair`` is encoded, whose property calls that same callback."""
+    """``told`` waits for its callback, on top of it ``pair`` is encoded, whose property calls that same callback."""
     depths = list[int]()
 
     def tell(n: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import os
 import queue
 import random
@@ -118,7 +119,7 @@ def test_short_times_end_on_a_busy_machine() -> None:
             os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("timeout_s", [None, WATCHDOG_S])
+@pytest.mark.parametrize("timeout_s", [None, WATCHDOG_S, math.inf])
 def test_ctrl_c_while_it_waits(timeout_s: float | None) -> None:
     waiting = TimedQueue[int]()
 

@@ -85,12 +85,9 @@ cdef class Told(Reading):
                     self.run_asked()
             if self.link is not None and self.link.ended():     # else loops that wait would look for ever, and nobody else come to run
                 raise EOFError
-        except EOFError as error:
-            if on_loop:
-                self.fail_soon(error)
-            else:
-                self.fail_all(self.failure(error, None))
         except Exception as error:
+            if on_loop and isinstance(error, EOFError):
+                return self.fail_soon(error)
             self.fail_all(self.failure(error, None))
         return 0
 

@@ -237,7 +237,7 @@ cdef class Turn(Session):
                     break
 
     cdef int lead(self, Pending call, int64_t until) except -1:
-        """Waits for the link or for the call, whichever comes first: 1 the link is this thread's, 0 it is nested, -2 look at the call."""
+        """Waits for the link or for the call, whichever comes first: HAS_TURN, NESTED, or -2: look at the call."""
         cdef unsigned long me = PyThread_get_thread_ident()
         cdef double wait_s
         cdef int urgent
@@ -248,10 +248,10 @@ cdef class Turn(Session):
             self.took(me)
             if urgent:
                 self.asked_for = False
-            return 1
+            return HAS_TURN
         if urgent > 0:
             self.ask()
-            return 1 if self.queue(me, until, ASK_SLICE_US) else -2
+            return HAS_TURN if self.queue(me, until, ASK_SLICE_US) else -2
         if call.waiter is None:         # only now: with one, each answer of a map takes a fifth longer
             call.waiter = threading.Lock()
             call.waiter.acquire()

@@ -2,16 +2,15 @@
 
 grpcio guards its state with Python locks. KeyboardInterrupt can strike between taking one and the `with` that gives it back, and then no
 call on the channel ever ends. Signals reach the main thread only, so the main thread touches no object of the engine: another
-thread makes its calls, and it waits in a SimpleQueue, which has no such moment. Other threads make theirs themselves.
+thread makes its calls, and it waits in a TimedQueue, which has no such moment. Other threads make theirs themselves.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import threading
-import time
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from fastplug.errors import RpcError
@@ -22,22 +21,13 @@ __all__ = ["Calls", "UnaryCall", "take"]
 
 # The thread that makes calls has nothing to wait for but its queue.
 JOIN_TIMEOUT_S = 2.0
-# Longest single wait. A signal that comes just before it does not end it, and its Python handler runs only behind it.
-SLICE_S = 0.1
 
 _T = TypeVar("_T")
 
 
 def take(queue: TimedQueue[_T], timeout_s: float | None = None) -> _T:
-    """The next of a queue, in slices, so that Ctrl-C is never missed. Raises queue.Empty after ``timeout_s`` seconds."""
-    until_s = None if timeout_s is None else time.monotonic() + timeout_s
-    while True:
-        left_s = SLICE_S if until_s is None else min(SLICE_S, until_s - time.monotonic())
-        try:
-            return queue.get(left_s)
-        except Empty:
-            if left_s <= 0:
-                raise
+    """The next of a queue. Waits in slices, also without a time: Ctrl-C is never missed. Raises queue.Empty after ``timeout_s``."""
+    return queue.get(math.inf if timeout_s is None else timeout_s)
 
 
 class UnaryCall:
@@ -87,7 +77,7 @@ class Calls:
     def __init__(self, channel: Channel, metadata: tuple[tuple[str, str], ...]) -> None:
         self._channel = channel
         self._metadata = metadata
-        self._posted: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._posted: TimedQueue[Callable[[], None] | None] = TimedQueue()
         self._maker = threading.Thread(target=self._make, name="fastplug-grpc-calls", daemon=True)
         self._maker.start()
 

@@ -20,7 +20,7 @@ from fastplug.errors import DeadlineExceeded, LocalProtocolError, RemoteError, R
 from fastplug.protocols._drawn import Drawn, drawn
 from fastplug.protocols._waiting import TimedQueue
 from fastplug.protocols.grpc.callbacks import INSIDE, Asked, Callbacks, Entry
-from fastplug.protocols.grpc.calls import SLICE_S, take
+from fastplug.protocols.grpc.calls import take
 from fastplug.protocols.grpc.channel import Code
 from fastplug.protocols.grpc.codec import MethodCodec
 from fastplug.protocols.grpc.schema import Rpc
@@ -31,6 +31,8 @@ __all__ = ["Exchange", "ResultStream"]
 
 # A thread that waits for an item in the place of a task looks up this often whether the task still wants it.
 ASYNC_SLICE_S = 0.5
+# Longest single wait. A signal that comes just before it does not end it, and its Python handler runs only behind it.
+SLICE_S = 0.1
 
 _WANTED = object()
 
